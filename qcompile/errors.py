@@ -1,0 +1,81 @@
+"""Every error and warning text of the project: expected, got, where, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class QCompileError(Exception):
+    """Base of all errors that qcompile raises on purpose."""
+
+
+class UnknownNameError(QCompileError, ValueError):
+    """A name (option, kernel, platform, scheme) that is not in its list; the message shows the list."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(str(name), names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+class OptionError(QCompileError, ValueError):
+    """An option has a value of the wrong type or outside its set."""
+
+    def __init__(self, option: str, value: object, expected: str) -> None:
+        super().__init__(f"option {option!r}: expected {expected}, got {value!r}")
+
+
+class WeightError(QCompileError, ValueError):
+    """A quantized weight's tensors contradict each other (shape, dtype, range)."""
+
+    def __init__(self, argument: str, expected: str, got: str) -> None:
+        super().__init__(f"{argument}: expected {expected}, got {got}")
+
+
+class UnsupportedSchemeError(QCompileError, ValueError):
+    """A checkpoint or module uses a quantization scheme that the front door does not know."""
+
+    def __init__(self, module: str, scheme: str, known: Iterable[str], way_out: str) -> None:
+        super().__init__(f"{module}: scheme {scheme} is not supported. Supported: {', '.join(sorted(known))}. {way_out}")
+
+
+class KernelRefusedError(QCompileError, ValueError):
+    """A kernel asked for by name cannot take this weight or cannot run here."""
+
+    def __init__(self, kernel: str, reasons: Iterable[str]) -> None:
+        lines = "".join(f"\n  - {reason}" for reason in reasons)
+        super().__init__(f"{kernel} cannot be used:{lines}")
+
+
+class UnservedError(QCompileError, RuntimeError):
+    """`fallback="error"`: at least one quantized linear got no kernel."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        body = "".join(f"\n  {line}" for line in lines)
+        super().__init__(
+            f'quantized linears without a kernel, and fallback="error" was asked for:{body}\n'
+            'Use fallback="dense" (the default) or fallback="packed" to run them anyway.'
+        )
+
+
+class ReleasedWeightError(QCompileError, RuntimeError):
+    """The raw weight was freed by `release=True`, and something needs it again."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} was released after packing (option release=True), so only the compiled model can run. "
+            "Call the compiled model, or load the checkpoint again and compile it without release=True."
+        )
+
+
+class PassOrderError(QCompileError, AssertionError):
+    """The pipeline's passes are in an order in which one lacks what it needs."""
+
+    def __init__(self, name: str, missing: Iterable[str]) -> None:
+        super().__init__(f"pass {name!r} needs {', '.join(sorted(missing))}, which no earlier pass gives")
+
+
+TRAINING_WARNING = (
+    "qcompile: gradients are needed here, so this graph goes to Inductor unchanged and keeps its dense arithmetic. "
+    "For inference call the model under torch.no_grad() or torch.inference_mode()."
+)

@@ -1,0 +1,175 @@
+"""The kernel table: what a kernel row is, what a site asks of it, and every row that the targets provide."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import KernelRefusedError, UnknownNameError
+from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
+from qcompile.platform import Platform, platform
+
+Reasons = tuple[str, ...]  # empty means yes
+
+# One file each under qcompile/targets; the order is the order of preference where the cost model ties.
+TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
+
+
+def unmet(*needs: tuple[bool, str]) -> Reasons:
+    """The sentences of all needs that are not met; an empty tuple means there is nothing to object to."""
+    return tuple(sentence for met, sentence in needs if not met)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One quantized linear as the eligibility rules see it: y = act(x) @ W.T + bias, x [..., K] of `dtype`.
+
+    symmetric: no zero points. zero_range: least and largest zero point (unsigned convention), (0, 0) if symmetric.
+    allow_a8: the user permits quantizing activations although the checkpoint does not ask for it.
+    """
+
+    n: int
+    k: int
+    bits: int
+    group: int
+    symmetric: bool = True
+    act_order: bool = False
+    codebook: str = ""
+    dtype: torch.dtype = torch.bfloat16
+    scale_dtype: torch.dtype = torch.float32
+    has_bias: bool = False
+    activation: ActivationQuant = NO_ACTIVATION_QUANT
+    zero_range: tuple[int, int] = (0, 0)
+    device: str = "cpu"
+    allow_a8: bool = False
+
+    @property
+    def groups(self) -> int:
+        return self.k // self.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One way to run a site.
+
+    missing   what this platform lacks for it (hardware, library, operator, schema argument); empty = it runs here
+    refuses   what it cannot take of a site; all reasons, empty = it takes it
+    pack      Operands (constants) -> packed tensors; straight-line torch code without data-dependent control flow and without
+              .item(), because it is traced with fx proxies into the graph and folded there
+    call      (x [..., K], packed, site) -> y [..., N] in x.dtype; torch code that traces to few operators. Leading
+              dimensions may be symbolic: use reshape(-1, K), never int(x.shape[0])
+    seconds   predicted time for m rows on this platform, for the order of choice
+    activation  how the kernel itself rounds activations (None: exactly as the site says); verified against that
+    default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
+    retire_addresses  packed tensors must live at addresses that are never used again (a library that caches by address)
+    """
+
+    name: str
+    missing: Callable[[Platform], Reasons]
+    refuses: Callable[[Site], Reasons]
+    pack: Callable[[Operands, Site], tuple[Tensor, ...]]
+    call: Callable[[Tensor, tuple[Tensor, ...], Site], Tensor]
+    seconds: Callable[[Site, int, Platform], float]
+    activation: ActivationQuant | None = None
+    default_activation: ActivationQuant = NO_ACTIVATION_QUANT
+    retire_addresses: bool = False
+
+    @property
+    def target(self) -> str:
+        return self.name.split(".", 1)[0]
+
+    def reasons(self, site: Site, where: Platform) -> Reasons:
+        """Everything that speaks against this kernel for this site on this platform."""
+        return (*self.missing(where), *self.refuses(site))
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    """Every kernel row by name, in order of preference."""
+    rows: dict[str, Kernel] = {}
+    for target in TARGETS:
+        for row in import_module(f"qcompile.targets.{target}").KERNELS:
+            rows[row.name] = row
+    return rows
+
+
+def find(name: str) -> Kernel:
+    """The kernel of that name; UnknownNameError lists the known ones."""
+    try:
+        return kernels()[name]
+    except KeyError:
+        raise UnknownNameError("kernel", name, kernels()) from None
+
+
+def selects(names: tuple[str, ...], kernel: Kernel) -> bool:
+    """Whether a list of kernel or target names ("zentorch", "zentorch.woq_linear") covers this kernel."""
+    return kernel.name in names or kernel.target in names
+
+
+def site_of(weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, activation: ActivationQuant) -> Site:
+    """The Site that describes `weight` in a linear with activations of `dtype`."""
+    zeros = weight.zeros
+    return Site(
+        n=weight.n,
+        k=weight.k,
+        bits=weight.bits,
+        group=weight.group,
+        symmetric=zeros is None,
+        act_order=weight.perm is not None,
+        codebook=weight.codebook,
+        dtype=dtype,
+        scale_dtype=weight.scales.dtype,
+        has_bias=bias is not None,
+        activation=activation,
+        zero_range=(int(zeros.min()), int(zeros.max())) if zeros is not None and zeros.numel() else (0, 0),
+        device=weight.codes.device.type,
+    )
+
+
+def pack_linear(
+    weight: QuantizedWeight,
+    kernel: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    bias: Tensor | None = None,
+    *,
+    activation: ActivationQuant | None = None,
+    act_scale: Tensor | None = None,
+    act_zero: Tensor | None = None,
+    allow_a8: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`.
+
+    kernel: a registered name, or None for the fastest that takes this weight here. activation: how x is rounded first
+    (default: not at all; for kernels that only compute with int8 activations: dynamic per token); act_scale, act_zero: the
+    constants of a static one. Raises WeightError for contradictory tensors, UnknownNameError for an unknown kernel,
+    KernelRefusedError with every reason if it cannot be used.
+    """
+    weight.check()
+    weight = weight.normalized()
+    wanted = None if kernel is None else find(kernel)
+    if activation is None:
+        activation = NO_ACTIVATION_QUANT if wanted is None else wanted.activation or wanted.default_activation
+    site = replace(site_of(weight, dtype, bias, activation), allow_a8=allow_a8)
+    here = platform()
+    if wanted is None:
+        able = [row for row in kernels().values() if not row.reasons(site, here)]
+        if not able:
+            raise KernelRefusedError("every kernel", (f"{r.name}: {w}" for r in kernels().values() for w in r.reasons(site, here)))
+        wanted = min(able, key=lambda row: row.seconds(site, 1, here))
+    elif reasons := wanted.reasons(site, here):
+        raise KernelRefusedError(wanted.name, reasons)
+    chosen = wanted
+    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
+    packed = chosen.pack(operands, site)
+    if chosen.retire_addresses:
+        from qcompile.memory import retired  # noqa: PLC0415 - only this path needs the arena
+
+        packed = tuple(retired(tensor) for tensor in packed)
+
+    def run(x: Tensor) -> Tensor:
+        return chosen.call(x, packed, site)
+
+    return run

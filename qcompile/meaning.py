@@ -1,0 +1,203 @@
+"""What a quantized linear means: the weight's formula and the activation's formula live on these types."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import WeightError
+
+# OCP MX specification 1.0, table 5 (E2M1): index = 3 low bits, bit 3 is the sign.
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+CODE_BOOKS: dict[str, tuple[float, ...]] = {"e2m1": E2M1}
+
+
+class Operands(NamedTuple):
+    """The tensors of a quantized weight (or the graph nodes that stand for them).
+
+    codes int8 [N, K]; scales float [N, G]; zeros int8 [N, G] or None; perm int64 [K] or None; bias float [N] or None;
+    act_scale / act_zero: the static activation scale (float32, one element) and zero point, or None.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    perm: Tensor | None = None
+    bias: Tensor | None = None
+    act_scale: Tensor | None = None
+    act_zero: Tensor | None = None
+
+
+def dequantize(
+    codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int, codebook: str = "", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """W[n, k] = (value(codes[n, k]) - zeros[n, k // group]) * scales[n, k // group], computed in float32, returned as `dtype`.
+
+    codes int8 [N, K]; scales [N, G]; zeros int8 [N, G] or None (= 0); value() is the code itself or the code book's entry.
+    """
+    n, k = codes.shape
+    if codebook:
+        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=codes.device)
+        values = table[codes.long()]
+    else:
+        values = codes.to(torch.float32)
+    grouped = values.reshape(n, k // group, group)
+    if zeros is not None:
+        grouped = grouped - zeros.to(torch.float32)[:, :, None]
+    return (grouped * scales.to(torch.float32)[:, :, None]).reshape(n, k).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """The canonical quantized weight of `y = x @ W.T`.
+
+    W[n, perm[k]] = (codes[n, k] - zeros[n, k // group]) * scales[n, k // group]
+
+    codes   int8 [N, K]. Signed (-2^(bits-1) .. 2^(bits-1)-1) when zeros is None. With zeros and bits < 8 unsigned
+            (0 .. 2^bits-1); a signed pair (codes, zeros) is accepted and means the same (`normalized` shifts it).
+            With a code book: the index of the entry (0 .. 15).
+    scales  float32, bfloat16 or float16 [N, G], G = K / group.
+    zeros   int8 [N, G] or None (= 0). Unsigned zeros may be 2^bits, one above the largest code (GPTQ v1).
+    bits    2 .. 8; group: values of K that share a scale (K itself: one scale per output channel).
+    perm    int [K] or None. Act-order: stored column k is column perm[k] of the layer's input, y = x[:, perm] @ W_stored.T.
+    codebook  "" (integers) or "e2m1" (FP4: OCP MX specification, E2M1); block scales are already divided by / multiplied
+            with the checkpoint's global scale.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    bits: int = 4
+    group: int = 128
+    perm: Tensor | None = None
+    codebook: str = ""
+
+    @property
+    def n(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.codes.shape[1]
+
+    def check(self) -> None:
+        """Raise WeightError if shapes, dtypes or ranges contradict the formula above."""
+        if self.codes.dim() != 2 or self.codes.dtype != torch.int8:
+            raise WeightError("codes", "int8 [N, K]", f"{self.codes.dtype} {list(self.codes.shape)}")
+        if not 2 <= self.bits <= 8:  # noqa: PLR2004
+            raise WeightError("bits", "2 to 8", str(self.bits))
+        if self.group <= 0 or self.k % self.group:
+            raise WeightError("group", f"a divisor of K={self.k}", str(self.group))
+        expected = [self.n, self.k // self.group]
+        if list(self.scales.shape) != expected or not self.scales.is_floating_point():
+            raise WeightError("scales", f"float {expected}", f"{self.scales.dtype} {list(self.scales.shape)}")
+        if not bool(torch.isfinite(self.scales).all()):
+            raise WeightError("scales", "finite values", "NaN or infinity")
+        if self.zeros is not None and (list(self.zeros.shape) != expected or self.zeros.dtype != torch.int8):
+            raise WeightError("zeros", f"int8 {expected}", f"{self.zeros.dtype} {list(self.zeros.shape)}")
+        if self.perm is not None and not torch.equal(self.perm.long().sort().values, torch.arange(self.k)):
+            raise WeightError("perm", f"a permutation of 0 .. {self.k - 1}", "repeated or missing indices")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        if self.codes.numel() == 0 or self.bits == 8:  # noqa: PLR2004
+            return
+        low, high = (int(v) for v in torch.aminmax(self.codes))
+        signed = low < 0 or (self.zeros is None and not self.codebook)
+        least, most = (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if signed else (0, (1 << self.bits) - 1)
+        if low < least or high > most:
+            raise WeightError("codes", f"{least} .. {most} ({self.bits} bits)", f"{low} .. {high}")
+        if self.zeros is not None:
+            zlow, zhigh = (int(v) for v in torch.aminmax(self.zeros))
+            if zlow < least or zhigh > most + 1:
+                raise WeightError("zeros", f"{least} .. {most + 1} ({self.bits} bits)", f"{zlow} .. {zhigh}")
+
+    def normalized(self) -> "QuantizedWeight":
+        """The same weight with unsigned codes if it has zero points and fewer than 8 bits; otherwise itself."""
+        if self.zeros is None or self.bits == 8 or self.codes.numel() == 0:  # noqa: PLR2004
+            return self
+        if int(self.codes.min()) >= 0 and int(self.zeros.min()) >= 0:
+            return self
+        offset = 1 << (self.bits - 1)
+        return replace(self, codes=self.codes + offset, zeros=self.zeros + offset)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """W as a dense [N, K] tensor in the layer's own column order (act-order undone)."""
+        stored = dequantize(self.codes, self.scales, self.zeros, self.group, self.codebook, dtype)
+        if self.perm is None:
+            return stored
+        dense = torch.empty_like(stored)
+        dense[:, self.perm.long()] = stored
+        return dense
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationQuant:
+    """How the layer's input x [..., K] is rounded before the product.
+
+    none     x itself.
+    token    dynamic, per token, symmetric int8: s = max|x| / divisor over K, q = clamp(round(x / s), low, 127), x' = q * s.
+             compressed-tensors uses divisor 127.5 and low -128; most kernels 127 and -127 (codes can differ by one).
+    token_asymmetric  dynamic, per token: s = (max(x, 0) - min(x, 0)) / 255, z = clamp(-128 - round(min(x, 0) / s), -128, 127),
+             q = clamp(round(x / s) + z, -128, 127), x' = (q - z) * s.
+    tensor   static, one scale s (and zero point z or 0) for the tensor: q = clamp(round(x / s) + z, -128, 127), x' = (q - z) * s.
+    A token whose scale would be 0 keeps x' = 0.
+    """
+
+    kind: str = "none"
+    divisor: float = 127.5
+    low: int = -128
+
+    @property
+    def spec(self) -> str:
+        """A short text that `parse` reads back; the form in which the canonical operator carries it."""
+        return f"{self.kind}/{self.divisor:g}/{self.low}" if self.kind == "token" else self.kind
+
+    @staticmethod
+    def parse(spec: str) -> "ActivationQuant":
+        kind, *rest = spec.split("/")
+        return ActivationQuant(kind=kind, divisor=float(rest[0]), low=int(rest[1])) if rest else ActivationQuant(kind=kind)
+
+    @property
+    def is_none(self) -> bool:
+        return self.kind == "none"
+
+    def apply(self, x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
+        """x rounded as the class says; computed in float32, returned in the dtype of x. scale, zero: only for `tensor`."""
+        if self.kind == "none":
+            return x
+        if self.kind == "tensor" and scale is None:
+            raise WeightError("act_scale", "a static activation scale", "None")
+        wide = x.to(torch.float32)
+        offset: Tensor | float = 0.0
+        if self.kind == "token":
+            step = wide.abs().amax(-1, keepdim=True) / self.divisor
+        elif self.kind == "token_asymmetric":
+            least, most = wide.amin(-1, keepdim=True).clamp(max=0.0), wide.amax(-1, keepdim=True).clamp(min=0.0)
+            step = (most - least) / 255.0
+            step = torch.where(step == 0, torch.ones_like(step), step)
+            offset = (-128.0 - torch.round(least / step)).clamp(-128, 127)
+        else:
+            assert scale is not None
+            step = scale.to(torch.float32).reshape(())
+            offset = 0.0 if zero is None else zero.to(torch.float32).reshape(())
+        step = torch.where(step == 0, torch.ones_like(step), step)
+        low = self.low if self.kind == "token" else -128
+        codes = (torch.round(wide / step) + offset).clamp(low, 127)
+        return ((codes - offset) * step).to(x.dtype)
+
+
+NO_ACTIVATION_QUANT = ActivationQuant()
+
+
+def sqnr_db(signal: Tensor, other: Tensor) -> float:
+    """Signal to quantization noise in dB, 10 log10(sum s^2 / sum (s - o)^2); inf when equal, nan when either has NaN."""
+    wide = signal.to(torch.float64)
+    noise = (wide - other.to(torch.float64)).square().sum()
+    power = wide.square().sum()
+    if not bool(torch.isfinite(noise + power)):
+        return float("nan")
+    if float(noise) == 0.0:
+        return float("inf")
+    return float(10 * torch.log10(power / noise))
