@@ -85,7 +85,7 @@ class QuantizedWeight:
         """Raise WeightError if shapes, dtypes or ranges contradict the formula above."""
         if self.codes.dim() != 2 or self.codes.dtype != torch.int8:
             raise WeightError("codes", "int8 [N, K]", f"{self.codes.dtype} {list(self.codes.shape)}")
-        if not 2 <= self.bits <= 8:  # noqa: PLR2004
+        if not 2 <= self.bits <= 8:
             raise WeightError("bits", "2 to 8", str(self.bits))
         if self.group <= 0 or self.k % self.group:
             raise WeightError("group", f"a divisor of K={self.k}", str(self.group))
@@ -101,7 +101,7 @@ class QuantizedWeight:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        if self.codes.numel() == 0 or self.bits == 8:  # noqa: PLR2004
+        if self.codes.numel() == 0 or self.bits == 8:
             return
         low, high = (int(v) for v in torch.aminmax(self.codes))
         signed = low < 0 or (self.zeros is None and not self.codebook)
@@ -115,7 +115,7 @@ class QuantizedWeight:
 
     def normalized(self) -> "QuantizedWeight":
         """The same weight with unsigned codes if it has zero points and fewer than 8 bits; otherwise itself."""
-        if self.zeros is None or self.bits == 8 or self.codes.numel() == 0:  # noqa: PLR2004
+        if self.zeros is None or self.bits == 8 or self.codes.numel() == 0:
             return self
         if int(self.codes.min()) >= 0 and int(self.zeros.min()) >= 0:
             return self
