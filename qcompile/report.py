@@ -1,0 +1,194 @@
+"""The report: one row for every quantized linear that a compilation met, kept until `clear`, printed per structure or as JSON."""
+
+import json
+import math
+import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rich.console import Console
+
+# JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
+EQUAL_DB = 320.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """What was decided about one quantized linear y = act(x) @ W.T, W [n, k].
+
+    module         path of the layer in the model ("model.layers.0.mlp.up_proj")
+    format         the storage format's name; bits, group, symmetric, act_order, codebook: as in meaning.QuantizedWeight
+    activation     how the layer's input is rounded before the product, "" for not at all
+    kernel         the kernel that runs it, None if it is unserved
+    reasons        kernel name -> sentences, for every kernel that was not taken (also the ones that are only slower)
+    recognized_by  the reader's name, or "lattice"; "" if the site was not recognized
+    fallback       what an unserved site became: "dense" (dequantized once) or "packed" (left as it was)
+    declined       why the site was not recognized at all, "" otherwise
+    note           one more sentence for the reader of the report ("one call with k_proj and v_proj"), or ""
+    bytes_before   bytes of the constants that the layer read before; bytes_after: that it reads now
+    sqnr_db        the kernel against the canonical operation on a probe, None if not measured, inf if equal
+    predicted_ms   kernel name -> predicted milliseconds for one row of x, of those that could run
+    graph          number of the compilation that decided it
+    identity       what stays the same when this layer is compiled again (None: its path); not part of the JSON form
+    """
+
+    module: str
+    format: str = ""
+    bits: int = 0
+    group: int = 0
+    symmetric: bool = True
+    act_order: bool = False
+    codebook: str = ""
+    n: int = 0
+    k: int = 0
+    activation: str = ""
+    kernel: str | None = None
+    reasons: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {})
+    recognized_by: str = ""
+    fallback: str = "packed"
+    declined: str = ""
+    note: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    sqnr_db: float | None = None
+    predicted_ms: Mapping[str, float] = field(default_factory=lambda: {})
+    graph: int = 0
+    identity: Hashable = None
+
+    @property
+    def scheme(self) -> str:
+        """Bits, group and zero points in one short text: "int4 g128 asym"."""
+        if not self.bits:
+            return "?"
+        kind = "fp" if self.codebook else "int"
+        group = "per channel" if self.group == self.k else f"g{self.group}"
+        extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
+        rounded = "" if self.activation in {"", "none"} else f", activations {self.activation}"
+        return f"{kind}{self.bits} {group}{extras}{rounded}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types; infinite SQNR becomes EQUAL_DB, NaN becomes None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "identity"}
+        values["reasons"] = {name: list(sentences) for name, sentences in self.reasons.items()}
+        values["predicted_ms"] = dict(self.predicted_ms)
+        values["sqnr_db"] = _json_number(self.sqnr_db)
+        return values
+
+
+def _json_number(value: float | None) -> float | None:
+    if value is None or math.isnan(value):
+        return None
+    return max(-EQUAL_DB, min(EQUAL_DB, value))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Decisions about quantized linears, in the order in which they were met. `print(report)` shows them per structure."""
+
+    sites: tuple[SiteReport, ...] = ()
+
+    @property
+    def served(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.kernel is not None)
+
+    @property
+    def unserved(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.kernel is None)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many quantized linears were rewritten."""
+        if not self.sites:
+            return "qcompile: no quantized linear was compiled yet"
+        of = len(self.sites)
+        return f"qcompile: {len(self.served)} of {of} quantized linear{'s' if of != 1 else ''} rewritten"
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(site.bytes_before for site in self.sites)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(site.bytes_after for site in self.sites)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The worst measured SQNR of all sites, NaN if one is NaN, None if none was measured."""
+        values = [site.sqnr_db for site in self.sites if site.sqnr_db is not None]
+        if any(math.isnan(value) for value in values):
+            return math.nan
+        return min(values, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report as JSON types."""
+        return {
+            "summary": self.summary,
+            "rewritten": len(self.served),
+            "total": len(self.sites),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "sqnr_db": _json_number(self.sqnr_db),
+            "sites": [site.to_dict() for site in self.sites],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The whole report as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def text(self, verbose: bool = False) -> str:
+        """Plain text: one row per structure; with `verbose`, one row per layer."""
+        from qcompile.report_text import plain  # noqa: PLC0415 - the renderer needs this module's types
+
+        return plain(self, verbose)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def print(self, console: Console | None = None, verbose: bool = False) -> None:
+        """A rich table on `console` (default: standard output)."""
+        from qcompile.report_text import show  # noqa: PLC0415 - the renderer needs this module's types
+
+        show(self, console or Console(), verbose)
+
+
+_lock = threading.Lock()
+_rows: dict[Hashable, SiteReport] = {}
+
+
+def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
+    """Add the decisions of one compilation; a layer that was compiled before (same identity and path) has its row replaced.
+
+    key: tells apart layers of two models that have the same path, where the sites carry no identity.
+    """
+    with _lock:
+        met: dict[Hashable, int] = {}
+        for site in sites:
+            layer = (key if site.identity is None else site.identity, site.module)
+            # A layer that is called twice in one graph has two rows.
+            met[layer] = met.get(layer, 0) + 1
+            _rows[(*layer, met[layer])] = site
+
+
+def report() -> Report:
+    """The decisions of all compilations so far (since the last `clear`)."""
+    with _lock:
+        return Report(tuple(_rows.values()))
+
+
+def clear() -> None:
+    """Forget all decisions."""
+    with _lock:
+        _rows.clear()
+
+
+def combined(reports: Iterable[Report]) -> Report:
+    """Several reports as one."""
+    return Report(tuple(site for each in reports for site in each.sites))
+
+
+def emit_trace(given: Report) -> None:
+    """Write the report as a structured artifact under TORCH_TRACE, where tlparse shows it; free when no trace is asked for."""
+    from torch._logging._internal import trace_structured_artifact  # noqa: PLC0415 - so that reports need no torch
+
+    trace_structured_artifact("qcompile_report", "json", given.to_json)
