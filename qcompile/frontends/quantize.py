@@ -1,0 +1,142 @@
+"""Quantizes a float transformers model with compressed-tensors itself and saves it as a checkpoint folder."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompile.errors import OptionError
+
+ACTIVATIONS = ("none", "dynamic", "static")
+FORMATS = ("pack-quantized", "int-quantized", "nvfp4-pack-quantized")
+
+
+def quantize(
+    model: Any,
+    folder: str | Path,
+    *,
+    bits: int = 4,
+    group: int | None = 128,
+    symmetric: bool = True,
+    activations: str = "none",
+    symmetric_activations: bool = True,
+    format: str | None = None,
+    ignore: Sequence[str] = ("lm_head",),
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Round every nn.Linear of `model` to nearest, save the folder as compressed-tensors does, and return its path.
+
+    The model is consumed: afterwards it holds the compressed tensors (copy it first if the float model is still needed).
+
+    bits, group, symmetric  of the weights; group None: one scale per output channel
+    activations  "none", "dynamic" (int8 per token) or "static" (int8, one scale for the tensor, measured on `samples`)
+    format   "pack-quantized" (the default without activations), "int-quantized" (the default with them; 8 bits), or
+             "nvfp4-pack-quantized" (FP4 weights in blocks of 16; bits, group and symmetric do not apply)
+    ignore   names of modules to leave in floating point, "re:" begins a regular expression
+    samples  keyword arguments of calls of the model; needed for static activations
+
+    Raises OptionError for values outside these sets. Needs transformers and compressed-tensors.
+    """
+    compressors, quantization = _library("compressors"), _library("quantization")
+    if activations not in ACTIVATIONS:
+        raise OptionError("activations", activations, f"one of {', '.join(ACTIVATIONS)}")
+    if format is None:
+        format = "pack-quantized" if activations == "none" else "int-quantized"
+    if format not in FORMATS:
+        raise OptionError("format", format, f"one of {', '.join(FORMATS)}")
+    if format == "int-quantized" and bits != 8:
+        raise OptionError("bits", bits, "8, because int-quantized stores one byte per weight")
+    if activations == "static" and not samples:
+        raise OptionError("samples", samples, "at least one call's keyword arguments, to measure static activations")
+    scheme = _scheme(bits, group, symmetric, activations, symmetric_activations, format)
+    config = quantization.QuantizationConfig(config_groups={"group_0": scheme}, ignore=list(ignore))
+    quantization.apply_quantization_config(model, config, show_progress=False)
+    linears: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None
+    }
+    ranges = _input_ranges(model, linears, samples) if activations == "static" else {}
+    with torch.no_grad():
+        for name, module in linears.items():
+            _set_weight_parameters(module)
+            if name in ranges:
+                _set_input_parameters(module, *ranges[name])
+    compressor = compressors.ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    path = Path(folder)
+    model.save_pretrained(path)
+    compressor.update_config(str(path))
+    return path
+
+
+def _library(part: str) -> Any:
+    return import_module(f"compressed_tensors.{part}")
+
+
+def _scheme(bits: int, group: int | None, symmetric: bool, activations: str, symmetric_activations: bool, form: str) -> Any:
+    library = _library("quantization")
+    if form == "nvfp4-pack-quantized":
+        return library.preset_name_to_scheme("NVFP4A16", ["Linear"])
+    strategy = "channel" if group is None else "group"
+    weights = library.QuantizationArgs(num_bits=bits, strategy=strategy, group_size=group, symmetric=symmetric)
+    inputs = None
+    if activations == "dynamic":
+        inputs = library.QuantizationArgs(num_bits=8, strategy="token", dynamic=True, symmetric=symmetric_activations)
+    elif activations == "static":
+        inputs = library.QuantizationArgs(num_bits=8, strategy="tensor", dynamic=False, symmetric=symmetric_activations)
+    return library.QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs, format=form)
+
+
+def _set_weight_parameters(module: Any) -> None:
+    """weight_scale (and zero point, global scale) from the least and largest weight of each group."""
+    utils = _library("quantization.utils")
+    args = module.quantization_scheme.weights
+    weight: Tensor = module.weight.detach()
+    size = weight.shape[-1] if args.group_size is None else args.group_size
+    grouped = weight.reshape(weight.shape[0], weight.shape[-1] // size, size)
+    least, most = grouped.amin(-1), grouped.amax(-1)
+    overall = None
+    if hasattr(module, "weight_global_scale"):
+        overall = utils.generate_gparam(least.min(), most.max())
+        module.weight_global_scale.copy_(overall)
+    scale, zero = utils.calculate_qparams(least, most, args, global_scale=overall)
+    module.weight_scale.copy_(scale)
+    if not args.symmetric:
+        module.weight_zero_point.copy_(zero)
+
+
+def _set_input_parameters(module: Any, least: Tensor, most: Tensor) -> None:
+    utils = _library("quantization.utils")
+    args = module.quantization_scheme.input_activations
+    scale, zero = utils.calculate_qparams(least, most, args)
+    module.input_scale.copy_(scale)
+    if not args.symmetric:
+        module.input_zero_point.copy_(zero)
+
+
+def _input_ranges(model: Any, linears: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Least and largest input of every Linear over the float model's runs on `samples`."""
+    ranges: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            least, most = torch.aminmax(inputs[0])
+            if name in ranges:
+                least, most = torch.minimum(least, ranges[name][0]), torch.maximum(most, ranges[name][1])
+            ranges[name] = (least, most)
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
+    for module in linears.values():
+        module.quantization_enabled = False
+    with torch.no_grad():
+        for sample in samples:
+            model(**sample)
+    for module in linears.values():
+        del module.quantization_enabled
+    for handle in handles:
+        handle.remove()
+    return ranges
