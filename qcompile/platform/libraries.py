@@ -1,0 +1,126 @@
+"""Optional kernel libraries: imported on the first question, only on machines that could use them, and never with an exception."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module, metadata
+from typing import Any
+
+import torch
+
+from qcompile.platform.model import Library, Platform
+
+LIBRARIES = ("zentorch", "vllm", "vllm_xpu_kernels")
+
+
+def torch_minor(version: str) -> str:
+    """ "2.13" for "2.13.0+cpu"."""
+    match = re.match(r"\d+\.\d+", version)
+    return match.group() if match else version
+
+
+def zentorch_hint(torch_version: str) -> str:
+    """The installation command for this torch; zentorch's versions follow torch's (2.13.0.2 is built for torch 2.13)."""
+    return f'install the build for torch {torch_minor(torch_version)}: pip install "zentorch=={torch_minor(torch_version)}.*"'
+
+
+def zentorch_ineligible(where: Platform) -> str:
+    """Why zentorch must not even be imported on this machine (its library is compiled for AVX-512); "" if it may be."""
+    if not where.is_amd:
+        return f"zentorch needs an AMD Zen processor, this one is {where.vendor or where.machine}"
+    if not where.has_avx512:
+        return "zentorch needs AVX-512 (F, BW, DQ, VL), which this processor or its operating system does not offer"
+    return ""
+
+
+def import_quietly(name: str) -> Any:
+    """Import a module, then undo what it did to logging.
+
+    zentorch calls logging.basicConfig(), which would put a handler on the root logger of the user's program. What stays: its
+    entry in torch's list of back ends, its Inductor lowerings, and `aot_inductor.custom_ops_to_c_shims` entries (with their
+    exclusion from the cache key), all keyed by zentorch's own operators, so no other operator is affected. It writes nothing
+    else to Inductor's or Dynamo's configuration, to the environment, to the warning filters or to the thread count.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of them (a build for another torch) shows in the operators' schemas
+            return import_module(name)
+    finally:
+        for handler in [entry for entry in root.handlers if entry not in handlers]:
+            root.removeHandler(handler)
+        root.setLevel(level)
+
+
+def load(name: str, importer: Callable[[str], Any], hint: str) -> Library:
+    """Import a library and say how that went: absent, broken by an ImportError, broken by an OSError, or present."""
+    try:
+        module = importer(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return Library(name, "absent", detail=f"{name} is not installed; {hint}")
+        return Library(name, "broken", installed_version(name), f"{name} lacks the module {error.name!r} that it imports; {hint}")
+    except ImportError as error:
+        return Library(name, "broken", installed_version(name), f"{name} does not import ({first_line(error)}); {hint}")
+    except OSError as error:
+        reason = f"{name} was built for another torch, its library does not load ({first_line(error)}); {hint}"
+        return Library(name, "broken", installed_version(name), reason)
+    except Exception as error:  # an import runs foreign code: whatever it raises means "not usable", never a crash of ours
+        reason = f"{name} raises {type(error).__name__} at import ({first_line(error)}); {hint}"
+        return Library(name, "broken", installed_version(name), reason)
+    return Library(name, "present", str(getattr(module, "__version__", "")) or installed_version(name))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def installed_version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def registered(namespace: str) -> bool:
+    """Whether any operator of a namespace is registered (the library's extension is loaded)."""
+    core: Any = torch._C  # pyright: ignore[reportPrivateUsage] - torch has no public list of operators
+    return any(name.startswith(f"{namespace}::") for name in core._dispatch_get_all_op_names())
+
+
+@cache
+def find(where: Platform, name: str) -> Library:
+    """The state of one library on this machine."""
+    finders = {"zentorch": _zentorch, "vllm": _vllm, "vllm_xpu_kernels": _vllm_xpu_kernels}
+    if name not in finders:
+        return Library(name, "absent", detail=f"qcompile knows no library called {name}")
+    return finders[name](where)
+
+
+def _zentorch(where: Platform) -> Library:
+    if reason := zentorch_ineligible(where):
+        return Library("zentorch", "ineligible", detail=reason)
+    return load("zentorch", import_quietly, zentorch_hint(where.torch_version))
+
+
+def _vllm(where: Platform) -> Library:
+    """vLLM is never imported from here: it takes seconds and sets up a whole engine."""
+    if "vllm" in sys.modules and (registered("_rocm_C") or registered("_C")):
+        return Library("vllm", "present", installed_version("vllm"))
+    return Library("vllm", "absent", detail="vLLM's operators are used only if the program itself has imported vLLM")
+
+
+def _vllm_xpu_kernels(where: Platform) -> Library:
+    name, hint = "vllm_xpu_kernels", "pip install vllm-xpu-kernels"
+    if not where.gpu("xpu"):
+        return Library(name, "ineligible", detail="vllm-xpu-kernels needs an Intel XPU, none was found")
+    if not registered("_xpu_C"):
+        for module in (name, f"{name}._xpu_C"):
+            found = load(module, import_quietly, hint)
+            if not found.present:
+                return Library(name, found.state, found.version, found.detail)
+    return Library(name, "present", installed_version("vllm-xpu-kernels"))

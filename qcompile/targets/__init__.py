@@ -1,0 +1,1 @@
+"""One file per kernel library: is it here, what it takes, how it packs, what it calls."""
