@@ -1,0 +1,82 @@
+"""The front door's operator: one call that dequantizes a packed weight of any known layout, with reference and fake kernel."""
+
+import torch
+from torch import Tensor
+
+from qcompile.errors import ReleasedWeightError, UnknownNameError
+from qcompile.meaning import CODE_BOOKS
+from qcompile.ops import LIBRARY
+from qcompile.readers.layouts import LAYOUTS, Packing, Stored
+
+# A parameter's path in the model, kept on the tensor itself so that an error can name it.
+NAME_ATTRIBUTE = "qcompile_name"
+
+LIBRARY.define(
+    "dequantize_packed(Tensor packed, Tensor scales, Tensor? zeros, Tensor? g_idx, str layout, int bits, int group, int n, int k, "
+    "ScalarType dtype) -> Tensor"
+)
+
+
+def _dequantize_packed(
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    g_idx: Tensor | None,
+    layout: str,
+    bits: int,
+    group: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """W [n, k] of a packed weight in `dtype`; layouts, tensors and their shapes: readers.layouts.
+
+    (code - zero) is exact, and its product with the scale is rounded once, to the dtype of the scales (NVFP4: straight to `dtype`).
+    That is what compressed-tensors, GPTQ's and AWQ's own dequantizations give bit by bit: an integer of 9 bits times a 16-bit
+    float is exact in float32. Then it is cast to `dtype`. g_idx [k]: the group of each column (act-order); `group` is then only
+    its size. Raises ReleasedWeightError if the raw tensors were freed, UnknownNameError for an unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise UnknownNameError("layout", layout, LAYOUTS)
+    for part in (packed, scales, zeros, g_idx):
+        if part is not None and part.numel() and part.untyped_storage().size() == 0:
+            raise ReleasedWeightError(getattr(part, NAME_ATTRIBUTE, f"the {layout} weight [{n}, {k}]"))
+    row = LAYOUTS[layout]
+    # Without g_idx the unpacked columns keep their order, whatever the sizes of the groups are.
+    found = row.unpack(Stored(packed, scales, zeros), Packing(bits, group, n, k))
+    if row.codebook:
+        table = torch.tensor(CODE_BOOKS[row.codebook], dtype=torch.float32, device=packed.device)
+        values = table[found.codes.long()]
+    else:
+        values = found.codes.to(torch.float32)
+    if g_idx is None:
+        values = values.reshape(n, k // group, group)
+        factors, points = found.scales[:, :, None], None if found.zeros is None else found.zeros[:, :, None]
+    else:
+        columns = g_idx.long()
+        factors, points = found.scales[:, columns], None if found.zeros is None else found.zeros[:, columns]
+    if points is not None:
+        values = values - points.to(torch.float32)
+    product = values * factors.to(torch.float32)
+    return product.reshape(n, k).to(found.scales.dtype).to(dtype)
+
+
+def _dequantize_packed_fake(
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    g_idx: Tensor | None,
+    layout: str,
+    bits: int,
+    group: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return packed.new_empty((n, k), dtype=dtype)
+
+
+LIBRARY.impl("dequantize_packed", _dequantize_packed, "CompositeExplicitAutograd")
+torch.library.register_fake("qcompile::dequantize_packed", _dequantize_packed_fake, lib=LIBRARY)
+
+dequantize_packed = torch.ops.qcompile.dequantize_packed.default
