@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -45,7 +46,12 @@ Tensor native_int4_pack(const Tensor codes, const Tensor scales, const std::opti
   shape.scale_kind = scale_kind_of(scales.scalar_type());
   shape.has_zeros = zeros.has_value();
   const Tensor codes_in = torch::stable::contiguous(codes), scales_in = torch::stable::contiguous(scales);
-  Int4Source source = {codes_in.const_data_ptr<int8_t>(), scales_in.const_data_ptr(), nullptr};
+  Int4Source source = {codes_in.const_data_ptr<int8_t>(), scales_in.const_data_ptr(), shape.scale_kind, nullptr};
+  if (shape.scale_kind == ScaleKind::f32) {
+    const int64_t wide = shape.total_bytes();
+    shape.scale_kind = int4_narrowest_kind(static_cast<const float*>(source.scales), scales_in.numel());
+    shape.unused_bytes = wide - shape.used_bytes();
+  }
   Tensor zeros_in;
   if (zeros.has_value()) {
     check_cpu(kOp, "zeros", *zeros);
@@ -62,6 +68,7 @@ Tensor native_int4_pack(const Tensor codes, const Tensor scales, const std::opti
   uint8_t* const out = static_cast<uint8_t*>(packed.mutable_data_ptr());
   prefer_huge_pages(out, static_cast<size_t>(shape.total_bytes()));
   int4_write_header(shape, out);
+  std::memset(out + shape.used_bytes(), 0, static_cast<size_t>(shape.unused_bytes));
   std::atomic<int64_t> wrong{-1};
   const int64_t grain = std::max<int64_t>(1, 32768 / (shape.k * kBlock));
   torch::stable::parallel_for(0, shape.blocks(), grain, [&](int64_t begin, int64_t end) {

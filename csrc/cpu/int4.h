@@ -9,8 +9,10 @@
 //   codes      [blocks of 16 outputs][groups][lines per group] of 64 bytes. A line holds 8 values of k for 16 outputs:
 //              one 32-bit word per output, in which nibble p of the low half is k = 2p and nibble p of the high half is
 //              k = 2p + 1. Shifting a line right by 4p so leaves pairs (2p, 2p + 1) ready for a dot product of pairs.
-//   scales     [blocks][groups][16], as bfloat16, float16 or float32, whatever was given
+//   scales     [blocks][groups][16], as bfloat16, float16 or float32: float32 ones that a 16-bit format holds exactly are
+//              stored in it, in the room of float32 (so that the size follows from shapes and dtypes alone)
 //   zeros      [blocks][groups][16] bytes, only with asymmetric weights
+//   (unused)   the room that narrower scales left
 // A group that is no multiple of 8 is padded to one; padded outputs have scale 0.
 #pragma once
 
@@ -45,6 +47,7 @@ struct Int4Shape {
   int64_t n = 0, k = 0, group = 0;
   ScaleKind scale_kind = ScaleKind::bf16;
   bool has_zeros = false;
+  int64_t unused_bytes = 0;
 
   int64_t blocks() const { return (n + kBlock - 1) / kBlock; }
   int64_t groups() const { return k == 0 ? 0 : (k + group - 1) / group; }
@@ -56,7 +59,10 @@ struct Int4Shape {
   int64_t codes_bytes() const { return blocks() * lines() * kLineBytes; }
   int64_t scales_bytes() const { return blocks() * groups() * kBlock * scale_bytes(); }
   int64_t zeros_bytes() const { return has_zeros ? blocks() * groups() * kBlock : 0; }
-  int64_t total_bytes() const { return static_cast<int64_t>(sizeof(Int4Header)) + codes_bytes() + scales_bytes() + zeros_bytes(); }
+  int64_t used_bytes() const {
+    return static_cast<int64_t>(sizeof(Int4Header)) + codes_bytes() + scales_bytes() + zeros_bytes();
+  }
+  int64_t total_bytes() const { return used_bytes() + unused_bytes; }
 };
 
 // A packed weight as kernels read it. Nothing is aligned beyond a byte.
@@ -71,9 +77,13 @@ struct Int4Weight {
 
 struct Int4Source {
   const int8_t* codes;   // [n, k]; -8..7 without zeros, 0..15 with
-  const void* scales;    // [n, groups] of the shape's scale kind, copied bit by bit
+  const void* scales;    // [n, groups] of `scale_kind`
+  ScaleKind scale_kind;  // the shape's, or f32 where the shape's holds all of them exactly
   const int8_t* zeros;   // [n, groups], 0..16, or null
 };
+
+// The narrowest kind that holds every one of `count` scales exactly.
+ScaleKind int4_narrowest_kind(const float* scales, int64_t count);
 
 void int4_write_header(const Int4Shape& shape, uint8_t* packed);
 

@@ -43,7 +43,27 @@ int64_t first_outside(const Int4Shape& shape, const int8_t* codes, int64_t row, 
   return -1;
 }
 
+void store_scale(const Int4Shape& shape, const Int4Source& source, int64_t from, uint8_t* to) {
+  const size_t width = static_cast<size_t>(shape.scale_bytes());
+  if (source.scale_kind == shape.scale_kind) {
+    std::memcpy(to, static_cast<const uint8_t*>(source.scales) + static_cast<size_t>(from) * width, width);
+    return;
+  }
+  const float value = static_cast<const float*>(source.scales)[from];
+  const uint16_t half = shape.scale_kind == ScaleKind::bf16 ? float_to_bf16(value) : float_to_fp16(value);
+  std::memcpy(to, &half, sizeof half);
+}
+
 }  // namespace
+
+ScaleKind int4_narrowest_kind(const float* scales, int64_t count) {
+  bool bf16 = true, fp16 = true;
+  for (int64_t i = 0; i < count && (bf16 || fp16); ++i) {
+    bf16 = bf16 && (float_bits(scales[i]) & 0xffffu) == 0;
+    fp16 = fp16 && float_bits(fp16_to_float(float_to_fp16(scales[i]))) == float_bits(scales[i]);
+  }
+  return bf16 ? ScaleKind::bf16 : fp16 ? ScaleKind::fp16 : ScaleKind::f32;
+}
 
 void int4_write_header(const Int4Shape& shape, uint8_t* packed) {
   Int4Header header = {};
@@ -60,7 +80,6 @@ void int4_write_header(const Int4Shape& shape, uint8_t* packed) {
 
 int64_t int4_pack_blocks(const Int4Shape& shape, const Int4Source& source, uint8_t* packed, int64_t begin, int64_t end) {
   const int64_t groups = shape.groups(), group_lines = shape.group_lines();
-  const size_t width = static_cast<size_t>(shape.scale_bytes());
   uint8_t* const codes = packed + sizeof(Int4Header);
   uint8_t* const scales = codes + shape.codes_bytes();
   uint8_t* const zeros = scales + shape.scales_bytes();
@@ -86,10 +105,11 @@ int64_t int4_pack_blocks(const Int4Shape& shape, const Int4Source& source, uint8
           std::memcpy(out, &word, 4);
         }
         const int64_t meta = (block * groups + g) * kBlock + lane;
+        uint8_t* const scale = scales + meta * shape.scale_bytes();
         if (inside)
-          std::memcpy(scales + static_cast<size_t>(meta) * width, static_cast<const uint8_t*>(source.scales) + static_cast<size_t>(row * groups + g) * width, width);
+          store_scale(shape, source, row * groups + g, scale);
         else
-          std::memset(scales + static_cast<size_t>(meta) * width, 0, width);
+          std::memset(scale, 0, static_cast<size_t>(shape.scale_bytes()));
         if (shape.has_zeros) zeros[meta] = inside ? static_cast<uint8_t>(source.zeros[row * groups + g]) : 0;
       }
     }
@@ -114,7 +134,8 @@ const char* int4_open(const uint8_t* packed, int64_t bytes, Int4Weight* weight) 
   shape.scale_kind = static_cast<ScaleKind>(header.scale_kind);
   shape.has_zeros = header.has_zeros != 0;
   if (shape.group_lines() > kMost / (shape.blocks() * shape.groups() + 1)) return "its header is damaged";
-  if (header.total_bytes != shape.total_bytes()) return "its header is damaged";
+  shape.unused_bytes = header.total_bytes - shape.used_bytes();
+  if (shape.unused_bytes < 0) return "its header is damaged";
   if (bytes != shape.total_bytes()) return "its size is not the one its header says: it was cut or extended";
   weight->shape = shape;
   weight->codes = packed + sizeof(Int4Header);
