@@ -137,54 +137,67 @@ class ActivationQuant:
     """How the layer's input x [..., K] is rounded before the product.
 
     none     x itself.
-    token    dynamic, per token, symmetric int8: s = max|x| / divisor over K, q = clamp(round(x / s), low, 127), x' = q * s.
+    token    dynamic, per token, symmetric int8: s = max|x| / divisor over K, q = round(clamp(x / s, low, 127)), x' = q * s.
              compressed-tensors uses divisor 127.5 and low -128; most kernels 127 and -127 (codes can differ by one).
-    token_asymmetric  dynamic, per token: s = (max(x, 0) - min(x, 0)) / 255, z = clamp(-128 - round(min(x, 0) / s), -128, 127),
-             q = clamp(round(x / s) + z, -128, 127), x' = (q - z) * s.
-    tensor   static, one scale s (and zero point z or 0) for the tensor: q = clamp(round(x / s) + z, -128, 127), x' = (q - z) * s.
-    A token whose scale would be 0 keeps x' = 0.
+    token_asymmetric  dynamic, per token: s = (max(x, 0) - min(x, 0)) / 255, z = round(clamp(-128 - min(x, 0) / s, -128, 127)),
+             q = round(clamp(x / s + z, -128, 127)), x' = (q - z) * s.
+    tensor   static, one scale s (and zero point z or 0) for the tensor: q = round(clamp(x / s + z, -128, 127)), x' = (q - z) * s.
+    A token whose scale would be 0 keeps x' = 0. round() is to nearest, ties to even.
+
+    arithmetic  "float32": every step in float32, as kernels compute. "input": every step rounded to the dtype of x (and of s, for
+             `tensor`), which is what compressed-tensors 0.20 does, bit by bit (tests/frontends/test_activations.py). In float32 the
+             two are the same. Two facts of that library are not followed: for inputs that are not 3-D its "per token" scale is one
+             for the whole 2-D matrix, or one for all trailing dimensions of a 4-D tensor.
     """
 
     kind: str = "none"
     divisor: float = 127.5
     low: int = -128
+    arithmetic: str = "float32"
 
     @property
     def spec(self) -> str:
         """A short text that `parse` reads back; the form in which the canonical operator carries it."""
-        return f"{self.kind}/{self.divisor:g}/{self.low}" if self.kind == "token" else self.kind
+        kind = f"{self.kind}/{self.divisor:g}/{self.low}" if self.kind == "token" else self.kind
+        return kind if self.arithmetic == "float32" else f"{kind}@{self.arithmetic}"
 
     @staticmethod
     def parse(spec: str) -> "ActivationQuant":
-        kind, *rest = spec.split("/")
-        return ActivationQuant(kind=kind, divisor=float(rest[0]), low=int(rest[1])) if rest else ActivationQuant(kind=kind)
+        text, _, arithmetic = spec.partition("@")
+        arithmetic = arithmetic or "float32"
+        kind, *rest = text.split("/")
+        if not rest:
+            return ActivationQuant(kind=kind, arithmetic=arithmetic)
+        return ActivationQuant(kind=kind, divisor=float(rest[0]), low=int(rest[1]), arithmetic=arithmetic)
 
     @property
     def is_none(self) -> bool:
         return self.kind == "none"
 
     def apply(self, x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
-        """x rounded as the class says; computed in float32, returned in the dtype of x. scale, zero: only for `tensor`."""
+        """x rounded as the class says, returned in the dtype of x. scale, zero: only for `tensor`, one element each."""
         if self.kind == "none":
             return x
         if self.kind == "tensor" and scale is None:
             raise WeightError("act_scale", "a static activation scale", "None")
-        wide = x.to(torch.float32)
-        offset: Tensor | float = 0.0
+        wide = x.to(torch.float32) if self.arithmetic == "float32" else x
+        offset: Tensor | None = None
         if self.kind == "token":
             step = wide.abs().amax(-1, keepdim=True) / self.divisor
         elif self.kind == "token_asymmetric":
             least, most = wide.amin(-1, keepdim=True).clamp(max=0.0), wide.amax(-1, keepdim=True).clamp(min=0.0)
             step = (most - least) / 255.0
-            step = torch.where(step == 0, torch.ones_like(step), step)
-            offset = (-128.0 - torch.round(least / step)).clamp(-128, 127)
+            offset = torch.round((-128.0 - least / torch.where(step == 0, torch.ones_like(step), step)).clamp(-128, 127))
         else:
             assert scale is not None
-            step = scale.to(torch.float32).reshape(())
-            offset = 0.0 if zero is None else zero.to(torch.float32).reshape(())
+            step = (scale.to(torch.float32) if self.arithmetic == "float32" else scale).reshape(1)
+            offset = None if zero is None else zero.to(wide.dtype).reshape(1)
         step = torch.where(step == 0, torch.ones_like(step), step)
         low = self.low if self.kind == "token" else -128
-        codes = (torch.round(wide / step) + offset).clamp(low, 127)
+        quotient = wide / step
+        if offset is None:
+            return (torch.round(quotient.clamp(low, 127)) * step).to(x.dtype)
+        codes = torch.round((quotient + offset).clamp(low, 127))
         return ((codes - offset) * step).to(x.dtype)
 
 
