@@ -132,7 +132,7 @@ class QuantizedWeight:
         return dense
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ActivationQuant:
     """How the layer's input x [..., K] is rounded before the product.
 
