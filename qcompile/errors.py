@@ -47,6 +47,16 @@ class KernelRefusedError(QCompileError, ValueError):
         super().__init__(f"{kernel} cannot be used:{lines}")
 
 
+class MissingOperatorError(QCompileError, RuntimeError):
+    """A graph that was rewritten for another platform was run where that platform's operator is not registered."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__(
+            f"{operator} is not registered in this process: the graph was rewritten for a platform that is not this machine. "
+            "Compile without the option `platform` to run it here."
+        )
+
+
 class UnservedError(QCompileError, RuntimeError):
     """`fallback="error"`: at least one quantized linear got no kernel."""
 

@@ -27,13 +27,13 @@ def zentorch_hint(torch_version: str) -> str:
     return f'install the build for torch {torch_minor(torch_version)}: pip install "zentorch=={torch_minor(torch_version)}.*"'
 
 
-def zentorch_ineligible(where: Platform) -> str:
-    """Why zentorch must not even be imported on this machine (its library is compiled for AVX-512); "" if it may be."""
-    if not where.is_amd:
-        return f"zentorch needs an AMD Zen processor, this one is {where.vendor or where.machine}"
-    if not where.has_avx512:
-        return "zentorch needs AVX-512 (F, BW, DQ, VL), which this processor or its operating system does not offer"
-    return ""
+def zentorch_hardware(where: Platform) -> tuple[str, ...]:
+    """Why zentorch must not even be imported on this machine (its library is compiled for AVX-512); empty if it may be."""
+    needs = (
+        (where.is_amd, f"zentorch needs an AMD Zen processor, this one is {where.vendor or where.machine}"),
+        (where.has_avx512, "zentorch needs AVX-512 (F, BW, DQ, VL), which this processor or its operating system does not offer"),
+    )
+    return tuple(sentence for met, sentence in needs if not met)
 
 
 def import_quietly(name: str) -> Any:
@@ -102,8 +102,8 @@ def find(where: Platform, name: str) -> Library:
 
 
 def _zentorch(where: Platform) -> Library:
-    if reason := zentorch_ineligible(where):
-        return Library("zentorch", "ineligible", detail=reason)
+    if reasons := zentorch_hardware(where):
+        return Library("zentorch", "ineligible", detail="; ".join(reasons))
     return load("zentorch", import_quietly, zentorch_hint(where.torch_version))
 
 

@@ -1,0 +1,5 @@
+"""Target `torch`: no kernels yet."""
+
+from qcompile.kernels import Kernel
+
+KERNELS: tuple[Kernel, ...] = ()

@@ -1,0 +1,176 @@
+"""Target `zentorch`: AMD's operators for Zen processors, W4A16 and W8A8, bound by their live schemas.
+
+Limits were found by running zentorch 2.13.0.2. Both operators reject an input without rows, and answer a row that holds NaN
+or infinity with numbers. float16 scales are read as bfloat16 without an error, so they are converted when packing.
+"""
+
+import torch
+from torch import Tensor
+
+from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.meaning import ActivationQuant, Operands
+from qcompile.platform import Platform
+from qcompile.platform.cost import predicted
+from qcompile.platform.libraries import zentorch_hardware
+from qcompile.targets.binding import Foreign, empty_output, no_rows
+
+# time / limit by least row count, weights cold in cache; woq_linear goes over to dequantizing once per call at M = 256.
+WOQ_FACTORS = ((1, 2.78), (2, 3.11), (4, 3.37), (8, 3.30), (16, 2.68), (64, 2.48), (256, 1.06))
+QLINEAR_FACTORS = ((1, 1.04), (16, 1.39), (32, 1.18), (64, 1.10), (128, 1.06))
+# Half to even, the step is max|x| / 127; found by feeding an identity matrix, then 130 dB against this formula in float32.
+QLINEAR_ROUNDING = ActivationQuant(kind="token", divisor=127.0, low=-127)
+
+
+def _woq_fake(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[1]))
+
+
+def _qlinear_fake(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+def _repack_fake(unpacked_weight: Tensor) -> Tensor:
+    n, k = unpacked_weight.shape
+    return unpacked_weight.new_empty((n, k // 8), dtype=torch.int32)
+
+
+WOQ = Foreign(
+    "zentorch",
+    "zentorch_woq_linear",
+    ("input", "weight", "weight_scales", "weight_zero_points", "bias"),
+    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? weight_zero_points, Tensor? bias) -> Tensor",
+    _woq_fake,
+)
+REPACK = Foreign("zentorch", "zentorch_woq_repack_weight", ("unpacked_weight",), "(Tensor unpacked_weight) -> Tensor", _repack_fake)
+QLINEAR = Foreign(
+    "zentorch",
+    "zentorch_dynamic_qlinear",
+    ("input", "weight", "weight_scales", "bias"),
+    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? bias) -> Tensor",
+    _qlinear_fake,
+)
+
+
+def missing(where: Platform, *operators: Foreign) -> Reasons:
+    """What this platform lacks for zentorch's operators: the processor, the library, an operator or one of its arguments."""
+    if reasons := zentorch_hardware(where):
+        return reasons
+    library = where.library("zentorch")
+    if not library.present:
+        return (library.detail or f"zentorch is {library.state}",)
+    return tuple(reason for op in operators if not (where.simulated and op.live() is None) for reason in op.reasons())
+
+
+def float_scales(scales: Tensor) -> Tensor:
+    """The scales in a dtype both operators read rightly: bfloat16 as they are, everything else as float32."""
+    return scales if scales.dtype == torch.bfloat16 else scales.to(torch.float32)
+
+
+def gathered(x: Tensor, perm: Tensor | None) -> Tensor:
+    """The columns of x in the stored order of an act-order weight; contiguous, because the operators read raw memory."""
+    return x.contiguous() if perm is None else x.index_select(-1, perm)
+
+
+def refuses_woq(site: Site) -> Reasons:
+    return unmet(
+        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
+        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        (site.k % 8 == 0, f"takes K in multiples of 8, got K={site.k}"),
+        (site.dtype == torch.bfloat16, f"takes bfloat16 activations, got {site.dtype}"),
+        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+    )
+
+
+def pack_woq(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(nibbles int32 [N, K/8], scales [G, N], zeros int8 [G, N] if any, perm if any, bias if any).
+
+    With zero points the operator reads nibbles as 0 .. 15, without them as -8 .. 7; the canonical codes have the same signs.
+    """
+    packed = [REPACK(unpacked_weight=weight.codes), float_scales(weight.scales).t().contiguous()]
+    if weight.zeros is not None:
+        packed.append(weight.zeros.t().contiguous())
+    return (*packed, *_rest(weight))
+
+
+def call_woq(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    if no_rows(x):
+        return empty_output(x, site.n)
+    nibbles, scales, *rest = packed
+    zeros = None if site.symmetric else rest.pop(0)
+    perm = rest.pop(0) if site.act_order else None
+    bias = rest.pop(0) if site.has_bias else None
+    flat = gathered(x, perm).reshape(-1, site.k)
+    result = WOQ(input=flat, weight=nibbles.t(), weight_scales=scales, weight_zero_points=zeros, bias=bias)
+    return result.reshape((*x.shape[:-1], site.n))
+
+
+def seconds_woq(site: Site, m: int, where: Platform) -> float:
+    size = site.n * site.k / 2 + site.n * site.groups * (2 if site.symmetric else 3)
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, WOQ_FACTORS)
+
+
+def refuses_qlinear(site: Site) -> Reasons:
+    kind = site.activation.kind
+    unasked = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
+    return unmet(
+        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
+        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
+        (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),
+        (site.dtype in (torch.bfloat16, torch.float32), f"takes bfloat16 or float32 activations, got {site.dtype}"),
+        (kind != "none" or site.allow_a8, unasked),
+        (kind in ("none", "token"), f"rounds activations per token and symmetrically, this linear wants {site.activation.spec}"),
+    )
+
+
+def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(codes int8 [N, K], scales [N], perm if any, bias if any); zero points of narrow weights are subtracted from the codes."""
+    codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
+    return (codes.contiguous(), float_scales(weight.scales).reshape(-1), *_rest(weight))
+
+
+def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    if no_rows(x):
+        return empty_output(x, site.n)
+    codes, scales, *rest = packed
+    perm = rest.pop(0) if site.act_order else None
+    bias = rest.pop(0) if site.has_bias else None
+    flat = gathered(x, perm).reshape(-1, site.k)
+    result = QLINEAR(input=flat, weight=codes, weight_scales=scales, bias=bias)
+    return result.reshape((*x.shape[:-1], site.n))
+
+
+def seconds_qlinear(site: Site, m: int, where: Platform) -> float:
+    size = site.n * site.k + 4.0 * site.n
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, QLINEAR_FACTORS, int8=True)
+
+
+def _rest(weight: Operands) -> tuple[Tensor, ...]:
+    """The permutation and the bias, if there; a float16 bias becomes float32 (the operators take float32 and bfloat16)."""
+    perm = () if weight.perm is None else (weight.perm,)
+    return perm if weight.bias is None else (*perm, float_scales(weight.bias).contiguous())
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        name="zentorch.dynamic_qlinear",
+        missing=lambda where: missing(where, QLINEAR),
+        refuses=refuses_qlinear,
+        pack=pack_qlinear,
+        call=call_qlinear,
+        seconds=seconds_qlinear,
+        activation=QLINEAR_ROUNDING,
+        default_activation=QLINEAR_ROUNDING,
+        retire_addresses=True,
+    ),
+    Kernel(
+        name="zentorch.woq_linear",
+        missing=lambda where: missing(where, WOQ, REPACK),
+        refuses=refuses_woq,
+        pack=pack_woq,
+        call=call_woq,
+        seconds=seconds_woq,
+        retire_addresses=True,
+    ),
+)
