@@ -1,0 +1,27 @@
+"""qcompile: runs quantized checkpoints packed, on the fastest kernel the machine has, through torch.compile, and says why."""
+
+from qcompile.api import compile, explain, load, prepare
+from qcompile.errors import QCompileError
+from qcompile.kernels import pack_linear
+from qcompile.kernels import table as kernels
+from qcompile.meaning import ActivationQuant, QuantizedWeight
+from qcompile.options import Options
+from qcompile.platform import platform
+from qcompile.report import Report, SiteReport, report
+
+__all__ = [
+    "ActivationQuant",
+    "Options",
+    "QCompileError",
+    "QuantizedWeight",
+    "Report",
+    "SiteReport",
+    "compile",
+    "explain",
+    "kernels",
+    "load",
+    "pack_linear",
+    "platform",
+    "prepare",
+    "report",
+]

@@ -96,6 +96,12 @@ def kernels() -> dict[str, Kernel]:
     return rows
 
 
+def table(where: Platform | None = None) -> dict[str, Reasons]:
+    """Every kernel's name, with the reasons why it does not run on this (or another) platform; empty: it runs here."""
+    here = where if where is not None else platform()
+    return {name: row.missing(here) for name, row in kernels().items()}
+
+
 def find(name: str) -> Kernel:
     """The kernel of that name; UnknownNameError lists the known ones."""
     try:

@@ -1,0 +1,123 @@
+"""Afterwards every site has a decision: its kernel, and for every other kernel the reasons why not."""
+
+import logging
+from dataclasses import replace
+
+from qcompile.errors import UnservedError
+from qcompile.graph import Constant
+from qcompile.kernels import Kernel, Reasons, Site, kernels, selects
+from qcompile.options import Options
+from qcompile.packing import operand_nodes, pack_recipe
+from qcompile.pipeline import GraphSite, Pass, State
+from qcompile.platform import Platform, platform
+from qcompile.verify import verify
+
+log = logging.getLogger(__name__)
+
+# Rows of x for which the predicted times are weighed: decode, a small batch, prefill. One order for all graphs of a model,
+# because two kernels for one weight would keep it in memory twice.
+_ROWS = (1, 8, 128)
+
+
+def apply(state: State) -> None:
+    """Ask every kernel, take the fastest that also passes the check by value."""
+    verified: dict[tuple[str, Site], tuple[str, float | None]] = {}
+    for site in state.sites:
+        _decide(state, site, verified)
+    unserved = [site.report for site in state.sites if site.kernel is None]
+    if state.options.fallback == "error" and (unserved or state.declined):
+        lines = [f"{row.module}: {row.declined}" for row in state.declined]
+        for row in unserved:
+            lines += [f"{row.module}: {name}: {reason}" for name, why in row.reasons.items() for reason in why]
+        raise UnservedError(lines)
+
+
+def _decide(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> None:
+    reasons: dict[str, Reasons] = {}
+    able: list[tuple[float, int, Kernel]] = []
+    for number, kernel in enumerate(kernels().values()):
+        against = (*_options_against(kernel, state.options), *kernel.reasons(site.site, state.platform))
+        if against:
+            reasons[kernel.name] = against
+        else:
+            able.append((_rank(kernel, site.site, state), number, kernel))
+    able.sort(key=lambda item: item[:2])
+    predicted = {kernel.name: kernel.seconds(site.site, 1, state.platform) * 1e3 for _, _, kernel in able}
+    sqnr: float | None = None
+    for _, _, kernel in able:
+        if site.kernel is not None:
+            reasons[kernel.name] = (_slower(kernel, site.kernel, predicted),)
+            continue
+        wrong, sqnr = _verified(state, site, kernel, verified)
+        if wrong:
+            reasons[kernel.name] = (wrong,)
+        else:
+            site.kernel = kernel
+    site.report = replace(
+        site.report,
+        kernel=site.kernel.name if site.kernel else None,
+        reasons=reasons,
+        predicted_ms=predicted,
+        sqnr_db=sqnr if site.kernel else None,
+        fallback=state.options.fallback,
+    )
+
+
+def _options_against(kernel: Kernel, options: Options) -> Reasons:
+    if selects(options.disable, kernel):
+        return ("disabled by option disable",)
+    if options.kernels and not selects(options.kernels, kernel):
+        return ("not in option kernels",)
+    if kernel.target == "reference" and not selects(options.kernels, kernel):
+        return ("for checking, not for speed: only used if option kernels names it",)
+    return ()
+
+
+def _rank(kernel: Kernel, site: Site, state: State) -> float:
+    """Order of preference: the place in option kernels, or the product of the predicted times."""
+    for place, name in enumerate(state.options.kernels):
+        if selects((name,), kernel):
+            return float(place)
+    result = 1.0
+    for rows in _ROWS:
+        result *= max(kernel.seconds(site, rows, state.platform), 1e-9)
+    return result
+
+
+def _slower(kernel: Kernel, chosen: Kernel, predicted: dict[str, float]) -> str:
+    mine, theirs = predicted[kernel.name], predicted[chosen.name]
+    return f"could run; {chosen.name} was preferred (predicted at one row: {mine:.3g} ms here, {theirs:.3g} ms there)"
+
+
+def _verified(
+    state: State, site: GraphSite, kernel: Kernel, verified: dict[tuple[str, Site], tuple[str, float | None]]
+) -> tuple[str, float | None]:
+    """("" or what is wrong, SQNR in dB) of this kernel for this structure, checked once per structure or for every site."""
+    if state.options.verify == "off" or not _runs_here(kernel, state.platform):
+        return "", None
+    key = (kernel.name, site.site)
+    if state.options.verify == "structure" and key in verified:
+        return verified[key]
+    operands = operand_nodes(site)
+    recipe = pack_recipe(operands, kernel, site.site, state.constants)
+    leaves: list[Constant] = recipe.pick(state.constants)
+    result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+    verified[key] = result
+    return result
+
+
+def _runs_here(kernel: Kernel, wanted: Platform) -> bool:
+    return not wanted.simulated or not kernel.missing(platform())
+
+
+def holds(state: State) -> list[str]:
+    known = set(kernels())
+    return [
+        f"{site.report.module} has no reason for {name}"
+        for site in state.sites
+        for name in known - set(site.report.reasons)
+        if name != site.report.kernel
+    ]
+
+
+PASS = Pass(name="choose", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"decided"}), holds=holds)

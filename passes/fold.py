@@ -1,0 +1,85 @@
+"""Afterwards packed weights are graph inputs with values; they were computed one layer at a time, equal ones once."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, fx
+
+from qcompile.graph import value
+from qcompile.pipeline import Folded, GraphSite, Pass, State
+from qcompile.store import STORE, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def apply(state: State) -> None:
+    """Evaluate the packing of served sites, and the dense weight of the others if fallback is "dense"."""
+    made: dict[int, fx.Node] = {}
+    for site in state.sites:
+        try:
+            _fold(state, site, made)
+        except Exception as error:  # out of memory, a library's refusal, a released weight
+            if site.kernel is None:
+                raise
+            log.debug("folding %s", site.report.module, exc_info=True)
+            reasons = {**site.report.reasons, site.kernel.name: (f"packing failed: {type(error).__name__}: {error}",)}
+            site.report, site.kernel = replace(site.report, kernel=None, reasons=reasons), None
+            _fold(state, site, made)
+
+
+def _fold(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
+    if site.kernel is not None:
+        x, *packed = site.node.all_input_nodes[0], *site.node.args[1:]
+        inputs = _inputs(state, site, [node for node in packed if isinstance(node, fx.Node)], site.kernel.retire_addresses, made)
+        x = site.node.args[0]
+        site.node.args = (x, *inputs)
+    elif state.options.fallback == "dense" and site.weight not in state.constants:
+        inputs = _inputs(state, site, [site.weight], False, made)
+        site.weight.replace_all_uses_with(inputs[0])
+    else:
+        site.report = replace(site.report, bytes_after=site.report.bytes_before)
+        return
+    site.report = replace(site.report, bytes_after=sum(state.folded[node].tensor.nbytes for node in inputs))
+
+
+def _inputs(
+    state: State, site: GraphSite, roots: Sequence[fx.Node], retire: bool, made: dict[int, fx.Node]
+) -> list[fx.Node]:
+    """Graph inputs that hold the roots' values; one for each distinct tensor."""
+    recipe = Recipe.of(roots, state.constants, retire)
+    tensors = STORE.fetch(recipe, recipe.pick(state.constants))
+    nodes = []
+    for index, tensor in enumerate(tensors):
+        if id(tensor) not in made:
+            made[id(tensor)] = _input(state, Folded(recipe, index, tensor, site))
+        nodes.append(made[id(tensor)])
+    return nodes
+
+
+def _input(state: State, folded: Folded) -> fx.Node:
+    last = list(state.graph.find_nodes(op="placeholder"))[-1]
+    with state.graph.inserting_after(last):
+        node = state.graph.placeholder(f"packed_{len(state.folded)}")
+    node.meta["val"] = _fake(state, folded.tensor)
+    node.meta["constant"] = f"{folded.site.report.module} (packed {folded.index})"
+    state.folded[node] = folded
+    return node
+
+
+def _fake(state: State, tensor: Tensor) -> Tensor:
+    mode = next((mode for node in state.constants if (mode := getattr(value(node), "fake_mode", None)) is not None), None)
+    return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
+
+
+def holds(state: State) -> list[str]:
+    return [
+        f"{site.report.module} still reads {node.name}"
+        for site in state.sites
+        if site.kernel is not None
+        for node in site.node.args[1:]
+        if node not in state.folded
+    ]
+
+
+PASS = Pass(name="fold", apply=apply, needs=frozenset({"packing"}), gives=frozenset({"folded"}), holds=holds)

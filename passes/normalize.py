@@ -1,0 +1,143 @@
+"""Afterwards a matrix product with a constant weight has one spelling: mm, addmm or linear with the weight on the right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.graph import aten, constant_nodes, is_call, leaves_of, value
+from qcompile.pipeline import Pass, State
+from qcompile.products import low_bit_leaves
+
+_COPIES = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
+
+
+def apply(state: State) -> None:
+    """Drop no-op views and copies; turn mv, bmm with one weight, and products with the weight on the left into mm."""
+    for node in list(state.graph.nodes):
+        if _is_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            state.graph.erase_node(node)
+    constant = {
+        node
+        for node in constant_nodes(state.graph, state.constants)
+        if low_bit_leaves(leaves_of(node, state.constants))  # dense weights keep their spelling
+    }
+    for node in list(state.graph.nodes):
+        rewritten = _rewrite(node, constant)
+        if rewritten is None:
+            continue
+        with state.graph.inserting_before(node):
+            result = rewritten(_Emit(state.graph, value(node)))
+        result.meta = {**node.meta, "val": value(result)}
+        node.replace_all_uses_with(result)
+        state.graph.erase_node(node)
+
+
+def _is_nothing(node: fx.Node) -> bool:
+    if is_call(node, *_COPIES):
+        return not any(user.op == "output" for user in node.users)
+    if is_call(node, aten.view.default, aten.reshape.default, aten.expand.default):
+        source = node.args[0]
+        return (
+            isinstance(source, fx.Node)
+            and value(source).shape == value(node).shape
+            and not any(user.op == "output" for user in node.users)
+        )
+    return False
+
+
+class _Emit:
+    """Adds ATen calls whose fake values are computed on the way."""
+
+    def __init__(self, graph: fx.Graph, like: Tensor) -> None:
+        self.graph = graph
+        self.mode = getattr(like, "fake_mode", None)
+
+    def __call__(self, target: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        fakes = fx.node.map_arg(args, value)
+        if self.mode is not None:
+            with self.mode:
+                node.meta["val"] = target(*fakes)
+        else:
+            node.meta["val"] = target(*fakes)
+        return node
+
+
+def _rewrite(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
+    if is_call(node, aten.mv.default):
+        return _mv(node, constant)
+    if is_call(node, aten.mm.default):
+        left, right = node.args
+        return _left(left, right) if left in constant and right not in constant else None
+    if is_call(node, aten.bmm.default):
+        return _bmm(node, constant)
+    return None
+
+
+def _mv(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
+    weight, x = node.args
+    if weight not in constant or x in constant:
+        return None
+
+    def emit(call: _Emit) -> fx.Node:
+        row = call(aten.unsqueeze.default, x, 0)
+        product = call(aten.mm.default, row, call(aten.permute.default, weight, [1, 0]))
+        return call(aten.squeeze.dim, product, 0)
+
+    return emit
+
+
+def _left(weight: Any, x: Any) -> Callable[[_Emit], fx.Node]:
+    """W @ X is (X.T @ W.T).T."""
+
+    def emit(call: _Emit) -> fx.Node:
+        product = call(
+            aten.mm.default, call(aten.permute.default, x, [1, 0]), call(aten.permute.default, weight, [1, 0])
+        )
+        return call(aten.permute.default, product, [1, 0])
+
+    return emit
+
+
+def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
+    left, right = node.args
+    if right in constant and left not in constant:
+        x, weight, swapped = left, right, False
+    elif left in constant and right not in constant:
+        x, weight, swapped = right, left, True
+    else:
+        return None
+    single = _one_matrix(weight)
+    if single is None:
+        return None
+
+    def emit(call: _Emit) -> fx.Node:
+        rows = call(aten.permute.default, x, [0, 2, 1]) if swapped else x
+        batch, m, k = value(rows).shape
+        if isinstance(batch, torch.SymInt) or isinstance(m, torch.SymInt):
+            batch, m = call(torch.ops.aten.sym_size.int, rows, 0), call(torch.ops.aten.sym_size.int, rows, 1)
+        flat = call(aten.reshape.default, rows, [-1, k])
+        matrix = single(call)
+        product = call(aten.mm.default, flat, call(aten.permute.default, matrix, [1, 0]) if swapped else matrix)
+        whole = call(aten.reshape.default, product, [batch, m, value(product).shape[1]])
+        return call(aten.permute.default, whole, [0, 2, 1]) if swapped else whole
+
+    return emit
+
+
+def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
+    """How to get the one matrix that a batch repeats, or None if the batch holds different ones."""
+    if is_call(weight, aten.expand.default) and value(weight.args[0]).dim() == 3 and value(weight.args[0]).shape[0] == 1:
+        weight = weight.args[0]
+    elif value(weight).shape[0] != 1:
+        return None
+    if is_call(weight, aten.unsqueeze.default) and weight.args[1] == 0:
+        inner = weight.args[0]
+        return lambda _: inner
+    return lambda call: call(aten.squeeze.dim, weight, 0)
+
+
+PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}))

@@ -1,0 +1,50 @@
+"""Afterwards every served site is a call of its kernel on packed weights, and the packing stands in the graph, on constants."""
+
+import logging
+from dataclasses import replace
+
+from qcompile.graph import is_call
+from qcompile.ops import quantized_linear
+from qcompile.packing import KernelCall, emit_pack, operand_nodes
+from qcompile.pipeline import GraphSite, Pass, State
+
+log = logging.getLogger(__name__)
+
+
+def apply(state: State) -> None:
+    """Emit each site's packing; a site whose packing fails has no kernel any more."""
+    for site in state.sites:
+        if site.kernel is not None:
+            _prepack(state, site)
+
+
+def _prepack(state: State, site: GraphSite) -> None:
+    kernel = site.kernel
+    assert kernel is not None
+    x = site.node.args[0]
+    with state.graph.inserting_before(site.node):
+        try:
+            packed = emit_pack(state.graph, kernel, site.site, operand_nodes(site))
+        except Exception as error:  # a kernel's bug must not stop the user's model
+            log.debug("packing for %s", kernel.name, exc_info=True)
+            reasons = {**site.report.reasons, kernel.name: (f"its packing failed: {error}",)}
+            site.report, site.kernel = replace(site.report, kernel=None, reasons=reasons), None
+            return
+        node = state.graph.call_function(KernelCall(kernel, site.site), (x, *packed))
+    node.meta = dict(site.node.meta)
+    site.node.replace_all_uses_with(node)
+    if site.result is site.node:
+        site.result = node
+    state.graph.erase_node(site.node)
+    site.node = node
+
+
+def holds(state: State) -> list[str]:
+    return [
+        f"{site.report.module} is no kernel call"
+        for site in state.sites
+        if site.kernel is not None and (is_call(site.node, quantized_linear) or not isinstance(site.node.target, KernelCall))
+    ]
+
+
+PASS = Pass(name="prepack", apply=apply, needs=frozenset({"decided"}), gives=frozenset({"packing"}), holds=holds)

@@ -1,0 +1,139 @@
+"""Afterwards every quantized linear whose meaning is proven is one `qcompile::quantized_linear`; all others are as they were."""
+
+import logging
+import torch
+from torch import Tensor, fx
+
+from qcompile.activations import Rounded, recognize_activation
+from qcompile.cones import Reader, Reading
+from qcompile.graph import constant_nodes, is_call, leaves_of, value
+from qcompile.kernels import Site
+from qcompile.meaning import NO_ACTIVATION_QUANT
+from qcompile.ops import quantized_linear
+from qcompile.pipeline import GraphSite, Pass, Recheck, State
+from qcompile.products import PRODUCTS, Product, find_product, low_bit_leaves, touches_low_bit
+from qcompile.raising import raise_product
+from qcompile.report import SiteReport
+from qcompile.store import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def apply(state: State) -> None:
+    """Look at every product; raise it, or note why not."""
+    constant = constant_nodes(state.graph, state.constants)
+    reader = Reader(state.constants)
+    for node in list(state.graph.nodes):
+        if not is_call(node, *PRODUCTS):
+            continue
+        try:
+            _look(state, node, constant, reader)
+        except Exception as error:  # an odd graph must never stop the user's model
+            log.debug("product %s could not be read", node.name, exc_info=True)
+            weight = _weight_operand(node, constant)
+            leaf = next(iter(leaves_of(weight, state.constants)), None) if weight is not None else None
+            _decline(state, node, leaf, f"could not be read: {type(error).__name__}: {error}")
+
+
+def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -> None:
+    product = find_product(node, constant)
+    weight = product.weight if isinstance(product, Product) else _weight_operand(node, constant)
+    low = low_bit_leaves(leaves_of(weight, state.constants)) if weight is not None else []
+    if isinstance(product, Product) and low:
+        reading = reader.read(product)
+        if isinstance(reading, str):
+            _decline(state, node, low[0], reading)
+        elif not state.burn():
+            _decline(state, node, low[0], "the rewrite budget (option fuel) is used up")
+        else:
+            _raise(state, product, reading, recognize_activation(product.x, constant, state.constants))
+    elif isinstance(product, str) and low:
+        _decline(state, node, low[0], product)
+    elif isinstance(product, Product):
+        state.dense.extend(state.constants[leaf].path for leaf in leaves_of(product.weight, state.constants)[:1])
+    else:
+        _decline_changing(state, node)
+
+
+def _weight_operand(node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
+    return next((item for item in node.args if isinstance(item, fx.Node) and item in constant), None)
+
+
+def _decline_changing(state: State, node: fx.Node) -> None:
+    """A weight that is computed from low-bit data, but not from constants alone."""
+    inputs = {item for item in state.graph.find_nodes(op="placeholder") if low_bit_leaves([item])}
+    for operand in node.all_input_nodes:
+        touched = touches_low_bit(operand, inputs)
+        if touched is not None:
+            reason = state.refused.get(touched, "its weight depends on an input of the model, so it is no constant")
+            _decline(state, node, touched if touched in state.paths else None, reason)
+            return
+
+
+def _decline(state: State, node: fx.Node, leaf: fx.Node | None, reason: str) -> None:
+    state.declined.append(SiteReport(module=module_path(state, node, leaf), declined=reason))
+
+
+def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
+    """The layer's path: where its packed weight lives, else the module the node was traced in."""
+    if leaf is not None and leaf in state.paths:
+        path = state.paths[leaf].path
+        return path.rpartition(".")[0] or path
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name
+
+
+def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | None) -> None:
+    node, result = raise_product(state.graph, product, reading, rounded)
+    proposal = reading.proposal
+    leaves = leaves_of(product.weight, state.constants)
+    tensors = [state.constants[leaf].tensor for leaf in leaves]
+    low = low_bit_leaves(leaves)
+    quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
+    site = Site(
+        n=product.n,
+        k=product.k,
+        bits=proposal.bits,
+        group=proposal.group,
+        symmetric=proposal.symmetric,
+        act_order=proposal.act_order,
+        codebook=proposal.codebook,
+        dtype=value(product.x).dtype,
+        scale_dtype=torch.float32 if product.post else reading.scale_dtype,
+        has_bias=bool(product.biases),
+        activation=quant,
+        zero_range=reading.zero_range,
+        device=value(product.x).device.type,
+        allow_a8=state.options.allow_a8,
+    )
+    row = SiteReport(
+        module=module_path(state, product.node, low[0]),
+        format=proposal.format,
+        bits=site.bits,
+        group=site.group,
+        symmetric=site.symmetric,
+        act_order=site.act_order,
+        codebook=site.codebook,
+        n=site.n,
+        k=site.k,
+        activation=quant.spec,
+        recognized_by=reading.reader,
+        bytes_before=sum(tensor.nbytes for tensor in tensors),
+        identity=id(tensors[leaves.index(low[0])]),
+    )
+    recheck = None
+    if reading.by_value or not proposal.symmetric:
+        copy = Recipe.of([product.weight, *reading.inputs], state.constants)
+        recheck = Recheck(copy.roots[0], product.transposed, copy.roots[1:], copy.inputs, copy.paths)
+    state.sites.append(
+        GraphSite(node, result, product.end, product.weight, tuple(leaves), proposal, site, row, reading.by_value, recheck)
+    )
+
+
+def holds(state: State) -> list[str]:
+    return [f"{site.report.module} is no canonical call" for site in state.sites if not is_call(site.node, quantized_linear)]
+
+
+PASS = Pass(
+    name="recognize", apply=apply, needs=frozenset({"constants", "normal"}), gives=frozenset({"canonical"}), holds=holds
+)

@@ -1,0 +1,170 @@
+"""Recognizes how a layer's input is rounded before the product, by running that region of the graph on random inputs."""
+
+from collections.abc import Mapping
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from qcompile.graph import Constant, aten, evaluate, is_call, prims, value
+from qcompile.meaning import ActivationQuant, sqnr_db
+from qcompile.ops import fake_quantize
+from qcompile.products import VIEWS
+
+_ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
+_LIMIT = 60  # nodes looked at above the product
+_ACCEPT_DB = 40.0
+
+DYNAMIC = (
+    ActivationQuant(kind="token", divisor=127.5, low=-128),
+    ActivationQuant(kind="token", divisor=127.0, low=-127),
+    ActivationQuant(kind="token", divisor=127.0, low=-128),
+    ActivationQuant(kind="token", divisor=128.0, low=-128),
+    ActivationQuant(kind="token_asymmetric"),
+)
+
+
+class Rounded:
+    """The product's input is `quant` applied to `source`; scale and zero are constant nodes of a static one."""
+
+    __slots__ = ("quant", "scale", "source", "zero")
+
+    def __init__(self, source: fx.Node, quant: ActivationQuant, scale: fx.Node | None = None, zero: fx.Node | None = None) -> None:
+        self.source, self.quant, self.scale, self.zero = source, quant, scale, zero
+
+
+def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
+    """How x came about by rounding, or None if no known rounding explains it (then x stays as the graph computes it)."""
+    node = x
+    while is_call(node, *VIEWS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    if is_call(node, fake_quantize):
+        source, scale, zero, spec = node.args
+        assert isinstance(source, fx.Node) and isinstance(spec, str)
+        return Rounded(
+            source,
+            ActivationQuant.parse(spec),
+            scale if isinstance(scale, fx.Node) else None,
+            zero if isinstance(zero, fx.Node) else None,
+        )
+    for source in _sources(x, constant):
+        found = _probe(x, source, constant, constants)
+        if found is not None:
+            return found
+    return None
+
+
+def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
+    """Dominators of x, nearest first, that have a rounding between themselves and x."""
+    graph: nx.DiGraph[fx.Node] = nx.DiGraph()
+    stack, seen, rounds = [x], {x}, []
+    while stack and len(seen) < _LIMIT:
+        node = stack.pop(0)
+        if is_call(node, *_ROUNDS):
+            rounds.append(node)
+        if node.op != "call_function":
+            continue
+        for parent in node.all_input_nodes:
+            if parent in constant or not isinstance(value(parent), Tensor):
+                continue
+            graph.add_edge(node, parent)  # edges point up: x is the start
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    if not rounds:
+        return []
+    # Reversed edges: a node above x through which every path from x upwards runs is a post-dominator, found from x with a
+    # virtual end behind all nodes without parents.
+    end = fx.Graph().placeholder("end")
+    for node in list(graph.nodes):
+        if graph.out_degree(node) == 0:
+            graph.add_edge(node, end)
+    reverse = graph.reverse()
+    immediate = nx.immediate_dominators(reverse, end)
+    chain: list[fx.Node] = []
+    node = immediate.get(x)
+    found = []
+    while node is not None and node is not end:
+        chain.append(node)
+        if value(node).dtype.is_floating_point and any(
+            nx.has_path(graph, x, r) and nx.has_path(graph, r, node) and r is not node for r in rounds if r in graph
+        ):
+            found.append(node)
+        parent = immediate.get(node)
+        node = None if parent is node else parent
+    return found[:4]
+
+
+def _probe(
+    x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]
+) -> Rounded | None:
+    """The known rounding that equals the region from `source` to `x` on every probe, or None."""
+    static = _static_candidates(x, source, constant)
+    best: Rounded | None = None
+    for candidate in [Rounded(source, quant) for quant in DYNAMIC] + static:
+        if all(_equal(x, source, candidate, constants, probe) for probe in range(5)):
+            best = candidate
+            break
+    return best
+
+
+def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> list[Rounded]:
+    """Static rounding by each scalar constant of the region as the scale, with and without another one as the zero point."""
+    scalars: dict[fx.Node, None] = {}
+    stack, seen = [x], {x, source}
+    while stack:
+        node = stack.pop()
+        for parent in node.all_input_nodes:
+            if parent in constant and isinstance(value(parent), Tensor) and value(parent).numel() == 1:
+                scalars[parent] = None
+            elif parent not in seen and parent not in constant:
+                seen.add(parent)
+                stack.append(parent)
+    quant = ActivationQuant(kind="tensor")
+    scales = [node for node in scalars if value(node).dtype.is_floating_point]
+    zeros: list[fx.Node | None] = [None, *scalars]
+    return [Rounded(source, quant, scale, zero) for scale in scales for zero in zeros if zero is not scale]
+
+
+def _equal(
+    x: fx.Node, source: fx.Node, candidate: Rounded, constants: Mapping[fx.Node, Constant], probe: int
+) -> bool:
+    sample = _sample(value(source), probe)
+    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
+    wanted = [node for node in (candidate.scale, candidate.zero) if node is not None]
+    static = dict(zip(wanted, evaluate(wanted, feed), strict=True)) if wanted else {}
+    try:
+        region = evaluate([x], {**feed, source: sample})[0]
+        ours = candidate.quant.apply(
+            sample,
+            static.get(candidate.scale) if candidate.scale is not None else None,
+            static.get(candidate.zero) if candidate.zero is not None else None,
+        )
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    if region.numel() != ours.numel():
+        return False
+    return not _differs(region.reshape(ours.shape), ours)
+
+
+def _differs(region: Tensor, ours: Tensor) -> bool:
+    if not bool(region.any()) and not bool(ours.any()):
+        return False
+    # `not >=`: NaN counts as different.
+    return not sqnr_db(region, ours) >= _ACCEPT_DB
+
+
+def _sample(like: Tensor, probe: int) -> Tensor:
+    """Random inputs of the shape traced: plain, large, tiny, with outliers, with a row of zeros."""
+    shape = [size.node.require_hint() if isinstance(size, torch.SymInt) else int(size) for size in like.shape]
+    generator = torch.Generator().manual_seed(77 + probe)
+    x = torch.randn(shape, generator=generator)
+    if probe == 1:
+        x = x * 40.0 + 3.0
+    elif probe == 2:
+        x = x * 2.0**-7
+    elif probe == 3 and shape:
+        x = torch.where(torch.rand(shape, generator=generator) > 0.99, x * 30.0, x)
+    elif probe == 4 and len(shape) > 1:
+        x[..., :1, :] = 0.0
+    return x.to(like.dtype)

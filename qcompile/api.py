@@ -1,0 +1,64 @@
+"""The front of the house: prepare, compile, load, explain."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from qcompile.backend import backend, compile_graph
+from qcompile.options import resolve
+from qcompile.report import Report
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def prepare(model: Model) -> Model:
+    """Make a quantized model's dequantization visible to torch.compile, in place, and return the model.
+
+    Harmless where there is nothing to do, and idempotent. UnsupportedSchemeError names a scheme that is not known, and the way out.
+    """
+    from qcompile.frontends import prepare as front_door  # noqa: PLC0415 - the front doors import transformers' libraries
+
+    return front_door(model)
+
+
+def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = None, **options: Any) -> Model:  # noqa: A001
+    """prepare(model) and torch.compile(model, backend="qcompile"), in place: model(...) and model.generate(...) run compiled.
+
+    options: fields of qcompile.Options (kernels, disable, rest, fallback, verify, allow_a8, dump, platform, release, ...).
+    Raises OptionError or UnknownNameError for wrong options, before anything is compiled.
+    """
+    resolve(options)
+    prepare(model)
+    model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None)
+    return model
+
+
+def load(path: str | PathLike[str], **kw: Any) -> Any:
+    """A transformers model from a compressed-tensors, GPTQ, AWQ or NVFP4 folder, without the quantization libraries' runtimes."""
+    from qcompile.frontends.load import load as load_folder  # noqa: PLC0415 - imports transformers
+
+    return load_folder(path, **kw)
+
+
+def explain(model: Callable[..., Any], *args: Any, platform: str | None = None, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
+    """The report of what would happen for model(*args, **kwargs), here or on another platform; no kernel is compiled or run.
+
+    platform: a name that `qcompile platform --list` shows. The model's code runs on results full of zeros.
+    """
+    settings = resolve({**(options or {}), **({"platform": platform} if platform is not None else {}), "verify": "off"})
+    if isinstance(model, nn.Module):
+        prepare(model)
+    rows: list[Any] = []
+
+    def explaining(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Callable[..., Any]:
+        return compile_graph(gm, example_inputs, settings, explained=rows)
+
+    target = model.forward if isinstance(model, nn.Module) else model
+    with torch.no_grad():
+        torch.compile(target, backend=explaining)(*args, **kwargs)
+    return Report(tuple(rows))
+
+

@@ -1,0 +1,223 @@
+"""The torch.compile back end: captures ATen graphs, runs the pipeline on them, hands the rest to Inductor or runs it eagerly."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from qcompile import cones
+from qcompile.capture import aot_constants, dynamo_constants
+from qcompile.dump import Dump
+from qcompile.errors import TRAINING_WARNING, QCompileError
+from qcompile.graph import Constant, value
+from qcompile.options import Options, resolve
+from qcompile.passes import PIPELINE
+from qcompile.pipeline import State, check_equality, run
+from qcompile.platform import platform
+from qcompile.release import release_raw
+from qcompile.report import Report, SiteReport, clear, emit_trace, record
+from qcompile.runner import Packed, Runner
+from qcompile.store import STORE
+
+log = logging.getLogger(__name__)
+
+_numbers = count()
+_warned: set[str] = set()
+# Inductor turns products of one row into sums of products while tracing; we need to see the products.
+_PRODUCT_DECOMPOSITIONS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")
+
+
+def backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph. mode: as for Inductor ("max-autotune", ...); options: fields of qcompile.options.Options."""
+    return compile_graph(gm, example_inputs, resolve(options), mode)
+
+
+def reset() -> None:
+    """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
+    clear()
+    cones.forget()
+    STORE.clear()
+    _warned.clear()
+
+
+backend.reset = reset  # type: ignore[attr-defined]
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Options,
+    mode: str | None = None,
+    explained: list[SiteReport] | None = None,
+) -> Callable[..., Any]:
+    """The back end proper. With `explained`: decide, put the rows there, compile nothing, return results full of zeros."""
+    from torch._inductor import list_mode_options  # noqa: PLC0415 - Inductor is slow to import
+    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
+
+    patches = list_mode_options(mode) if mode is not None else {}
+    if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
+        _warn_once(TRAINING_WARNING)
+        return compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[return-value]
+    outer = dynamo_constants(gm, example_inputs)
+
+    def inner(aten_gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        return _Compilation(gm, outer, options, explained).compile(aten_gm, list(inputs), kwargs)
+
+    if options.rest == "eager" or explained is not None:
+        return _eager(gm, example_inputs, inner)
+    # Its cache would answer for our graphs without asking us; Inductor's own cache works on the rewritten graph.
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        return compile_fx(  # type: ignore[return-value]
+            gm, list(example_inputs), inner_compile=inner, config_patches=patches, decompositions=inductor_decompositions()
+        )
+
+
+def inductor_decompositions() -> dict[Any, Any]:
+    """Inductor's table without those that hide a matrix product."""
+    from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415 - Inductor is slow to import
+
+    table = select_decomp_table()
+    return {target: rule for target, rule in table.items() if getattr(target, "name", str)().split(".")[0] not in _PRODUCT_DECOMPOSITIONS}
+
+
+def _eager(gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._decomp import get_decompositions  # noqa: PLC0415 - as above
+    from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415
+
+    table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        compiler = aot_autograd(fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True)
+        return compiler(gm, list(example_inputs))  # type: ignore[no-any-return]
+
+
+class _Compilation:
+    """One graph on its way: pipeline, report, dump, hand-over."""
+
+    def __init__(self, gm: fx.GraphModule, outer: dict[int, Constant], options: Options, explained: Any) -> None:
+        self.gm, self.outer, self.options, self.explained = gm, outer, options, explained
+        self.number = next(_numbers)
+
+    def compile(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+        pristine = copy.deepcopy(gm.graph)
+        pristine_gm = fx.GraphModule(gm, pristine)
+        placeholders = list(gm.graph.find_nodes(op="placeholder"))
+        position = {node: index for index, node in enumerate(placeholders)}
+        state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
+        state.fuel = self.options.fuel
+        state.decompositions = {} if self._is_eager(kwargs) else inductor_decompositions()
+        dump = Dump(self.options.dump, self.number)
+        try:
+            # Tracing is still going on around us: without this, constants' values could not be computed.
+            with _disable_current_modes(), torch.no_grad():
+                run(PIPELINE, state, dump.observe, check_equality(state) if self.options.check else None)
+        except QCompileError:
+            raise
+        except Exception as error:  # ours, so the user's graph is compiled as it came
+            log.warning("graph %d is compiled unchanged: %s: %s", self.number, type(error).__name__, error)
+            log.debug("pipeline failed", exc_info=True)
+            return self._hand_over(pristine_gm, inputs, kwargs)
+        self._record(state, dump)
+        if not state.folded and not any(site.kernel for site in state.sites):
+            return self._hand_over(pristine_gm, inputs, kwargs)
+        return self._runner(state, pristine_gm, position, inputs, kwargs)
+
+    @staticmethod
+    def _is_eager(kwargs: dict[str, Any]) -> bool:
+        return not kwargs  # Inductor passes its own arguments, AOTAutograd alone passes none
+
+    def _record(self, state: State, dump: Dump) -> None:
+        rows = [replace(row, graph=self.number) for row in [*(site.report for site in state.sites), *state.declined]]
+        if self.explained is None:
+            record(rows, self.number)
+        else:
+            self.explained.extend(rows)
+        dump.decisions(rows, state)
+        if rows:
+            log.info("graph %d: %s", self.number, Report(tuple(rows)).summary)
+            emit_trace(Report(tuple(rows)))
+
+    def _runner(
+        self, state: State, pristine: fx.GraphModule, position: dict[fx.Node, int], inputs: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        nodes = list(state.graph.find_nodes(op="placeholder"))
+        kept = [position[node] for node in nodes if node in position]
+        folded = [state.folded[node] for node in nodes if node in state.folded]
+        packed = [Packed(item, tuple(position[source] for source in item.recipe.sources)) for item in folded]
+        raw = {source for item in folded for source in item.recipe.sources}
+        watched = {position[node]: state.constants[node] for node in raw}
+        if self.options.release:
+            release_raw(state, raw)
+        order = [*[node for node in nodes if node in position], *[node for node in nodes if node in state.folded]]
+        _reorder(state.graph, order)
+        state.gm.recompile()
+        new_inputs = [*(inputs[index] for index in kept), *(value(node) for node in nodes if node in state.folded)]
+        if "static_input_idxs" in kwargs:
+            static = set(kwargs["static_input_idxs"])
+            known = [at for at, index in enumerate(kept) if index in static]
+            kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
+        compiled = self._hand_over(state.gm, new_inputs, kwargs)
+        return Runner(compiled, kept, packed, watched, _boxed(pristine))
+
+    def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+        if self.explained is not None:
+            return _zeros(gm)
+        if self._is_eager(kwargs):
+            return _boxed(gm)
+        from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
+
+        return compile_fx_inner(gm, inputs, **kwargs)
+
+
+def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:
+    """Put the graph's inputs into this order, before everything else."""
+    for node in reversed(order):
+        first = next(iter(graph.nodes))
+        if node is not first:
+            first.prepend(node)
+
+
+def _boxed(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    def call(args: list[Any]) -> Any:
+        given = list(args)
+        args.clear()
+        return gm(*given)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _zeros(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    """Runs nothing: outputs have the right shapes and are zero."""
+    outputs = [value(node) if isinstance(node, fx.Node) else node for node in next(iter(gm.graph.find_nodes(op="output"))).args[0]]  # type: ignore[union-attr]
+
+    def call(args: list[Any]) -> Any:
+        args.clear()
+        return [_zero(item) for item in outputs]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _zero(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return torch.zeros([_hint(size) for size in item.shape], dtype=item.dtype, device=item.device)
+    return _hint(item)
+
+
+def _hint(size: Any) -> Any:
+    return size.node.require_hint() if isinstance(size, torch.SymInt) else size
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, stacklevel=3)

@@ -1,0 +1,91 @@
+"""Proves by value that a reader's proposal computes the same weight as the graph does, on the real leaves and on random ones."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from qcompile.graph import LOW_BIT
+from qcompile.meaning import Operands, dequantize
+from qcompile.readers import Proposal
+
+# Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
+_UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+_ROUNDINGS = 2.5
+_STEP_SHARE = 0.2  # of one code step: a weight off by one code is five times outside
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -> str | None:
+    """None if `dense` [N, K] is the operands' weight, up to the rounding of dense's dtype; otherwise what differs."""
+    if dense.dim() != 2 or tuple(operands.codes.shape) != tuple(dense.shape):
+        return f"shape {list(operands.codes.shape)} instead of {list(dense.shape)}"
+    n, k = dense.shape
+    if group <= 0 or k % group:
+        return f"group {group} does not divide K={k}"
+    expected = (n, k // group)
+    for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros)):
+        if tensor is not None and tuple(tensor.shape) != expected:
+            return f"{name} {list(tensor.shape)} instead of {list(expected)}"
+    columns = None if operands.perm is None else operands.perm.long()
+    relative = _ROUNDINGS * _UNIT.get(dense.dtype, 2.0**-8)
+    rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
+    for start in range(0, n, rows):
+        part = slice(start, start + rows)
+        zeros = None if operands.zeros is None else operands.zeros[part]
+        scales = operands.scales[part]
+        ours = dequantize(operands.codes[part], scales, zeros, group, codebook)
+        theirs = dense[part].to(torch.float32)
+        if columns is not None:
+            theirs = theirs[:, columns]
+        step = scales.to(torch.float32).abs().repeat_interleave(group, dim=1)
+        allowed = torch.maximum(ours.abs() * relative, step * min(_STEP_SHARE, _STEP_SHARE * relative * 256))
+        # `not <=` rather than `>`: NaN on either side counts as different.
+        wrong = ~((ours - theirs).abs() <= allowed)
+        if bool(wrong.any()):
+            row, column = (int(i) for i in wrong.nonzero()[0])
+            return f"weight [{start + row}, {column}] is {float(theirs[row, column]):.6g}, read as {float(ours[row, column]):.6g}"
+    return None
+
+
+def random_leaves(leaves: Sequence[Tensor], k: int, generator: torch.Generator) -> list[Tensor]:
+    """Leaves with the same shapes and dtypes and random contents: every bit pattern in packed ones, both signs in scales.
+
+    Leaves that may be indices keep their own values: int64 and bool as they are, int32 [K] (a group index) shuffled.
+    """
+    return [_random_like(leaf, k, generator) for leaf in leaves]
+
+
+def _random_like(leaf: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    if leaf.dtype is torch.int32 and tuple(leaf.shape) == (k,):
+        return leaf[torch.randperm(k, generator=generator)]
+    if leaf.dtype in LOW_BIT:
+        raw = torch.randint(0, 256, (*leaf.shape, leaf.element_size()), dtype=torch.uint8, generator=generator)
+        if leaf.dtype.is_floating_point:
+            return (torch.rand(leaf.shape, generator=generator) + 0.5).to(leaf.dtype)
+        return raw.view(leaf.dtype).reshape(leaf.shape).clone() if leaf.dim() else leaf
+    if leaf.dtype.is_floating_point:
+        sign = torch.randint(0, 2, leaf.shape, generator=generator) * 2 - 1
+        return ((torch.rand(leaf.shape, generator=generator) + 0.5) * sign * 2.0**-6).to(leaf.dtype)
+    return leaf
+
+
+def prove(
+    cone: Callable[[Sequence[Tensor]], Tensor], proposal: Proposal, leaves: Sequence[Tensor], k: int
+) -> tuple[str | None, bool]:
+    """(what disagrees or None, whether it was also proven on random leaves and so holds for every weight of this structure)."""
+    wrong = _compare(cone, proposal, leaves)
+    if wrong is not None:
+        return wrong, False
+    generator = torch.Generator().manual_seed(20260)
+    try:
+        wrong = _compare(cone, proposal, random_leaves(leaves, k, generator))
+    except Exception:  # a cone may reject random contents (an index out of range); then only this weight is proven
+        return None, False
+    return None, wrong is None
+
+
+def _compare(cone: Callable[[Sequence[Tensor]], Tensor], proposal: Proposal, leaves: Sequence[Tensor]) -> str | None:
+    with torch.no_grad():
+        operands = proposal.unpack(leaves)
+        return disagreement(cone(leaves), operands, proposal.group, proposal.codebook)

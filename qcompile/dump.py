@@ -1,0 +1,62 @@
+"""Option dump: one folder per graph with its text before and after every pass, the decisions, and a drawing."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcompile.drawing import draw
+from qcompile.graph import to_text
+from qcompile.pipeline import State
+from qcompile.report import Report, SiteReport
+
+log = logging.getLogger(__name__)
+
+
+class Dump:
+    """Writes into folder/graph_NNN; with no folder every method does nothing. A file that cannot be written is only logged.
+
+    NN_before_PASS.txt, NN_after_PASS.txt   the graph as text
+    decisions.txt, decisions.json           the report of this graph
+    graph.dot, graph.svg                    the sites, coloured by kernel, and what is between them
+    packing.txt                             every packed constant: where from, how many bytes, by which recipe
+    """
+
+    def __init__(self, folder: Path | None, number: int) -> None:
+        self.folder = None if folder is None else Path(folder) / f"graph_{number:03d}"
+
+    def observe(self, number: int, name: str, when: str, state: State) -> None:
+        if self.folder is not None:
+            self._write(f"{number:02d}_{when}_{name}.txt", to_text(state.graph))
+
+    def decisions(self, rows: Sequence[SiteReport], state: State) -> None:
+        if self.folder is None:
+            return
+        given = Report(tuple(rows))
+        self._write("decisions.txt", given.text(verbose=True))
+        self._write("decisions.json", given.to_json())
+        self._write("packing.txt", "\n".join(_packing(state)) + "\n")
+        try:
+            sites = {(site.result if site.kernel else site.original).name: site.report for site in state.sites}
+            draw(state.gm, sites, self.folder / "graph", {node.name for node in (*state.constants, *state.folded)})
+        except Exception:  # a drawing is never worth a failure
+            log.warning("the drawing of %s could not be made", self.folder, exc_info=True)
+
+    def _write(self, name: str, text: str) -> None:
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(text)
+        except OSError as error:
+            log.warning("%s could not be written: %s", self.folder / name, error)
+
+
+def _packing(state: State) -> list[str]:
+    lines = []
+    for node, folded in state.folded.items():
+        tensor = folded.tensor
+        lines.append(
+            f"{node.name}: {folded.site.report.module} result {folded.index} of {folded.site.report.kernel or 'dense'}: "
+            f"{json.dumps(list(tensor.shape))} {tensor.dtype} {tensor.nbytes} bytes from {', '.join(folded.recipe.paths)}"
+        )
+    return lines

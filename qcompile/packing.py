@@ -1,0 +1,49 @@
+"""Between a canonical call and a packed kernel call: the operands' nodes, the packing as graph nodes, the packing as a recipe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from qcompile.emit import emit_plain
+from qcompile.graph import Constant
+from qcompile.kernels import Kernel, Site
+from qcompile.meaning import Operands
+from qcompile.pipeline import GraphSite
+from qcompile.store import Recipe
+
+
+class KernelCall:
+    """A kernel for one kind of site as a call target: (x, *packed) -> y. `lower` replaces it by the operators it consists of."""
+
+    def __init__(self, kernel: Kernel, site: Site) -> None:
+        self.kernel, self.site = kernel, site
+        self.display_name = self.__name__ = self.__qualname__ = kernel.name
+
+    def __call__(self, x: Tensor, *packed: Tensor) -> Tensor:
+        return self.kernel.call(x, packed, self.site)
+
+
+def operand_nodes(site: GraphSite) -> Operands:
+    """The nodes that are the canonical call's constant operands."""
+    _, codes, scales, zeros, perm, bias, act_scale, act_zero, *_ = site.node.args
+    nodes: Any = (codes, scales, zeros, perm, bias, act_scale, act_zero)
+    return Operands(*nodes)
+
+
+def emit_pack(graph: fx.Graph, kernel: Kernel, site: Site, operands: Operands) -> tuple[fx.Node, ...]:
+    """Nodes at the insertion point that pack the operands for the kernel."""
+    nodes: Any = tuple(operands)
+    packed = emit_plain(graph, lambda *tensors: kernel.pack(Operands(*tensors), site), nodes, f"{kernel.name}.pack")
+    if not isinstance(packed, tuple) or not all(isinstance(item, fx.Node) for item in packed):
+        raise TypeError(f"the packing of {kernel.name} is not straight-line torch code")
+    return packed
+
+
+def pack_recipe(operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]) -> Recipe:
+    """The recipe that makes the packed constants of a site from its raw weights; equal to the one `fold` makes later."""
+    given: Any = [node for node in operands if node is not None]
+    base = Recipe.of(given, constants)
+    copies = iter(base.roots)
+    mine: Any = [None if node is None else next(copies) for node in operands]
+    return base.extended(emit_pack(base.graph, kernel, site, Operands(*mine)), kernel.retire_addresses)

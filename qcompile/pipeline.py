@@ -1,0 +1,193 @@
+"""What a pass is, what it works on, and how the pipeline runs them: order, invariants, dumps, and equality checks between passes."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.errors import PassOrderError
+from qcompile.graph import Constant, evaluate
+from qcompile.kernels import Kernel, Site
+from qcompile.meaning import sqnr_db
+from qcompile.options import Options
+from qcompile.platform import Platform
+from qcompile.readers import Proposal
+from qcompile.report import SiteReport
+
+if TYPE_CHECKING:
+    from qcompile.store import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class Recheck(NamedTuple):
+    """What it takes to read a weight again after its content changed: a copy of its cone, apart from the graph."""
+
+    weight: fx.Node
+    transposed: bool
+    inputs: tuple[fx.Node, ...]
+    sources: tuple[fx.Node, ...]
+    paths: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class GraphSite:
+    """One quantized linear of the graph on its way through the pipeline.
+
+    node        the canonical call (later the kernel call) that computes it
+    result      what stands in the graph for the linear's result: `node`, or views and casts of it
+    original    what computed the result before; `lower` puts that back if no kernel takes the site
+    weight      the node of the original graph that is the dense weight operand (what fallback="dense" folds)
+    leaves      the raw constants of the weight
+    proposal    what was accepted; by_value: for these values only, not for every value of the leaves; then `recheck` reads again
+    site        what eligibility rules see; kernel: the decision
+    """
+
+    node: fx.Node
+    result: fx.Node
+    original: fx.Node
+    weight: fx.Node
+    leaves: tuple[fx.Node, ...]
+    proposal: Proposal
+    site: Site
+    report: SiteReport
+    by_value: bool = False
+    recheck: "Recheck | None" = None
+    kernel: Kernel | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Folded:
+    """A constant that `fold` made: result number `index` of the recipe. by_value: see GraphSite."""
+
+    recipe: "Recipe"
+    index: int
+    tensor: Tensor
+    site: GraphSite
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """What passes read and change: the ATen graph, its constants, its sites, and the constants that `fold` made."""
+
+    gm: fx.GraphModule
+    options: Options
+    platform: Platform
+    paths: dict[fx.Node, Constant] = field(default_factory=dict)  # candidates given by the capture
+    constants: dict[fx.Node, Constant] = field(default_factory=dict)
+    sites: list[GraphSite] = field(default_factory=list)
+    declined: list[SiteReport] = field(default_factory=list)
+    dense: list[str] = field(default_factory=list)  # paths of dense linears, which are left alone
+    refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
+    folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
+    fuel: int | None = None
+    decompositions: Mapping[Any, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.gm.graph
+
+    def burn(self) -> bool:
+        """Whether one more rewrite is allowed (option fuel)."""
+        if self.fuel is None:
+            return True
+        self.fuel -= 1
+        return self.fuel >= 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One job. needs / gives: names of invariants; `holds` lists what is wrong with the ones it gives (empty: nothing)."""
+
+    name: str
+    apply: Callable[[State], None]
+    needs: frozenset[str] = frozenset()
+    gives: frozenset[str] = frozenset()
+    holds: Callable[[State], Iterable[str]] = lambda _: ()
+
+
+def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """The passes themselves, if each one's needs are given by earlier ones; PassOrderError otherwise."""
+    given: set[str] = set()
+    for step in passes:
+        if not step.needs <= given:
+            raise PassOrderError(step.name, step.needs - given)
+        given |= step.gives
+    return passes
+
+
+class BrokenInvariantError(AssertionError):
+    """A pass did not leave the graph as it promises; the backend then compiles the graph unchanged."""
+
+
+def run(
+    passes: tuple[Pass, ...],
+    state: State,
+    observe: Callable[[int, str, str, State], None] = lambda *_: None,
+    check_equal: Callable[[State, str], None] | None = None,
+) -> None:
+    """Run the passes in order; `observe(number, pass, "before" | "after", state)` sees every step."""
+    for number, step in enumerate(passes):
+        observe(number, step.name, "before", state)
+        step.apply(state)
+        state.graph.lint()
+        problems = list(step.holds(state))
+        if problems:
+            raise BrokenInvariantError(f"after {step.name}: " + "; ".join(problems))
+        observe(number, step.name, "after", state)
+        if check_equal is not None:
+            check_equal(state, step.name)
+        log.debug("pass %s: %d nodes, %d sites", step.name, len(state.graph.nodes), len(state.sites))
+
+
+def probe_inputs(state: State, seed: int = 0) -> dict[fx.Node, Any]:
+    """A value for every graph input: constants as they are, other tensors random, sizes as traced."""
+    generator = torch.Generator().manual_seed(seed)
+    feed: dict[fx.Node, Any] = {}
+    for node in state.graph.find_nodes(op="placeholder"):
+        val = node.meta.get("val")
+        if node in state.constants:
+            feed[node] = state.constants[node].tensor
+        elif node in state.folded:
+            feed[node] = state.folded[node].tensor
+        elif isinstance(val, Tensor):
+            shape = [size.node.require_hint() if isinstance(size, torch.SymInt) else size for size in val.shape]
+            if val.dtype.is_floating_point:
+                feed[node] = torch.randn(shape, generator=generator).to(val.dtype)
+            else:
+                feed[node] = torch.zeros(shape, dtype=val.dtype)
+        else:
+            feed[node] = val.node.require_hint() if isinstance(val, torch.SymInt) else val
+    return feed
+
+
+def check_equality(state: State, least_db: float = 30.0) -> Callable[[State, str], None]:
+    """A check for `run`: the graph's outputs on a probe must stay what they were before the first pass."""
+    names = {node: node.name for node in state.graph.find_nodes(op="placeholder")}
+    feed = {names[node]: item for node, item in _initial_feed(state).items()}
+    first = _outputs(state, feed)
+
+    def check(after: State, name: str) -> None:
+        for index, (old, new) in enumerate(zip(first, _outputs(after, feed), strict=True)):
+            if isinstance(old, Tensor) and old.dtype.is_floating_point and not sqnr_db(old, new) >= least_db:
+                raise BrokenInvariantError(f"after {name}: output {index} changed, {sqnr_db(old, new):.1f} dB")
+
+    return check
+
+
+def _initial_feed(state: State) -> dict[fx.Node, Any]:
+    feed = probe_inputs(state)
+    feed.update({node: constant.tensor for node, constant in state.paths.items()})
+    return feed
+
+
+def _outputs(state: State, feed: dict[str, Any]) -> list[Any]:
+    values: dict[fx.Node, Any] = {}
+    for node in state.graph.find_nodes(op="placeholder"):
+        values[node] = state.folded[node].tensor if node in state.folded else feed[node.name]
+    output = next(iter(state.graph.find_nodes(op="output")))
+    roots = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+    return evaluate(roots, values)

@@ -1,0 +1,108 @@
+"""Builds the canonical call of a recognized product and puts it in the product's place."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.activations import Rounded
+from qcompile.cones import Reading
+from qcompile.emit import emit_plain
+from qcompile.graph import aten, is_call, prims, value
+from qcompile.meaning import NO_ACTIVATION_QUANT
+from qcompile.ops import quantized_linear
+from qcompile.products import CASTS, VIEWS, Product
+
+
+def raise_product(graph: fx.Graph, product: Product, reading: Reading, rounded: Rounded | None) -> tuple[fx.Node, fx.Node]:
+    """(canonical call, node that now stands for product.end). The old chain stays in the graph without users."""
+    proposal = reading.proposal
+    quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
+    with graph.inserting_before(product.end.next):
+        operands = emit_plain(graph, lambda *leaves: proposal.unpack(leaves), reading.inputs, reading.name)
+        if isinstance(operands, fx.Node):  # the unpack function is one opaque call; take its fields
+            operands = [graph.call_function(operator.getitem, (operands, index)) for index in range(4)]
+        codes, scales, zeros, perm = operands[:4]
+        zeros = None if proposal.symmetric else zeros
+        perm = perm if proposal.act_order else None
+        if product.post:
+            divides = [divide for _, divide in product.post]
+            scales = emit_plain(graph, _scaled(divides), [scales, *(node for node, _ in product.post)], f"scaled{divides}")
+        bias = _bias(graph, product)
+        x, act_scale, act_zero = product.x, None, None
+        if rounded is not None:
+            x, act_scale, act_zero = _shaped_like(graph, rounded.source, product.x), rounded.scale, rounded.zero
+        node = graph.call_function(
+            quantized_linear,
+            (x, codes, scales, zeros, perm, bias, act_scale, act_zero, proposal.group, proposal.codebook, quant.spec),
+        )
+        node.meta = dict(product.node.meta)
+        result = _replay(graph, product, node)
+    product.end.replace_all_uses_with(result)
+    return node, result
+
+
+def _scaled(divides: list[bool]) -> Any:
+    """scales [N, G] times (or divided by) factors that lie along N."""
+
+    def run(scales: Tensor, *factors: Tensor) -> Tensor:
+        result = scales.to(torch.float32)
+        for factor, divide in zip(factors, divides, strict=True):
+            column = factor.to(torch.float32).reshape(-1, 1)
+            result = result / column if divide else result * column
+        return result
+
+    return run
+
+
+def _bias(graph: fx.Graph, product: Product) -> fx.Node | None:
+    """All biases as one [N], each times the factors that come after it."""
+    if not product.biases:
+        return None
+    counts = [count for _, count in product.biases]
+    divides = [divide for _, divide in product.post]
+    n, dtype = product.n, value(product.node).dtype
+
+    def total(*tensors: Tensor) -> Tensor:
+        biases, factors = tensors[: len(counts)], tensors[len(counts) :]
+        result = None
+        for bias, count in zip(biases, counts, strict=True):
+            part = bias.to(torch.float32).reshape(-1)
+            for factor, divide in list(zip(factors, divides, strict=True))[count:]:
+                part = part / factor.to(torch.float32).reshape(-1) if divide else part * factor.to(torch.float32).reshape(-1)
+            result = part if result is None else result + part
+        assert result is not None
+        return result.expand(n).to(dtype).contiguous()
+
+    nodes = [node for node, _ in product.biases] + [node for node, _ in product.post]
+    if len(nodes) == 1 and value(nodes[0]).shape == (n,) and value(nodes[0]).dtype is dtype:
+        return nodes[0]
+    result: fx.Node = emit_plain(graph, total, nodes, f"bias{counts}{divides}")
+    return result
+
+
+def _shaped_like(graph: fx.Graph, x: fx.Node, like: fx.Node) -> fx.Node:
+    """x seen with the shape of `like`, which has as many elements and the same K last."""
+    if value(x).shape == value(like).shape:
+        return x
+    shape = [-1, value(like).shape[-1]] if len(value(like).shape) == 2 else list(value(like).shape)
+    view = graph.call_function(aten.reshape.default, (x, shape))
+    view.meta = {**like.meta, "val": value(like)}
+    return view
+
+
+def _replay(graph: fx.Graph, product: Product, node: fx.Node) -> fx.Node:
+    """The product's chain without its factors and biases, on top of the canonical call."""
+    old, current = product.node, node
+    while old is not product.end:
+        old = next(iter(old.users))
+        if is_call(old, *VIEWS, *CASTS, aten.permute.default):
+            source = old.args[0]
+            current = graph.node_copy(old, lambda item, source=source, current=current: current if item is source else item)
+            current.meta = dict(old.meta)
+        elif value(old).dtype is not value(current).dtype:
+            converted = graph.call_function(prims.convert_element_type.default, (current, value(old).dtype))
+            converted.meta = {**old.meta, "val": value(current).to(value(old).dtype)}
+            current = converted
+    return current

@@ -1,0 +1,170 @@
+"""Recipes (how a constant follows from raw weights) and the store that evaluates each of them once per process.
+
+A recipe outlives the graph it came from: when a raw weight changes, its packed form is made again from the recipe, without a new
+compilation. Equal recipes on the same raw weights (tied layers, recompilations, two graphs of one model) share one result.
+"""
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.errors import ReleasedWeightError
+from qcompile.graph import Constant, evaluate, structural_key, subgraph
+from qcompile.memory import retired
+
+
+@dataclass(slots=True, eq=False)
+class Recipe:
+    """`roots` of a small graph of its own. Its placeholders `inputs` stand for the raw constants at `sources` of another graph."""
+
+    graph: fx.Graph
+    roots: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    sources: tuple[fx.Node, ...]
+    paths: tuple[str, ...]
+    key: str
+    retire: bool = False
+
+    @staticmethod
+    def of(roots: Sequence[fx.Node], constants: Mapping[fx.Node, Constant], retire: bool = False) -> "Recipe":
+        """A copy of the part of a graph that computes `roots` from `constants`."""
+        order = subgraph(roots, set(constants))
+        needed: dict[fx.Node, None] = {root: None for root in roots if root in constants}
+        for node in order:
+            needed.update((parent, None) for parent in node.all_input_nodes if parent in constants)
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in needed:
+            copies[node] = graph.placeholder(node.name)
+            copies[node].meta = dict(node.meta)
+        for node in order:
+            copies[node] = graph.node_copy(node, lambda parent: copies[parent])
+        new_roots = tuple(copies[root] for root in roots)
+        inputs = tuple(copies[node] for node in needed)
+        paths = tuple(constants[node].path for node in needed)
+        return Recipe(graph, new_roots, inputs, tuple(needed), paths, structural_key(new_roots, inputs), retire)
+
+    def extended(self, roots: Sequence[fx.Node], retire: bool) -> "Recipe":
+        """The recipe of other roots in this recipe's graph, on the same raw constants."""
+        constants = {node: Constant(path, torch.empty(0)) for node, path in zip(self.inputs, self.paths, strict=True)}
+        inner = Recipe.of(roots, constants, retire)
+        outer = dict(zip(self.inputs, self.sources, strict=True))
+        inner.sources = tuple(outer[node] for node in inner.sources)
+        return inner
+
+    def pick(self, constants: Mapping[fx.Node, Constant]) -> list[Constant]:
+        """The raw constants, in the order of `inputs`."""
+        return [constants[node] for node in self.sources]
+
+    def evaluate(self, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The roots' values; ReleasedWeightError if a raw weight is gone."""
+        for path, leaf in zip(self.paths, leaves, strict=True):
+            if is_released(leaf):
+                raise ReleasedWeightError(path)
+        values = evaluate(self.roots, dict(zip(self.inputs, leaves, strict=True)))
+        return tuple(self._own(item, leaves) for item in values)
+
+    def _own(self, item: Any, leaves: Sequence[Tensor]) -> Tensor:
+        if not isinstance(item, Tensor):
+            raise TypeError(f"a packed constant must be a tensor, got {type(item).__name__}")
+        if self.retire:
+            return retired(item)
+        # A view of a raw weight would change with it and could not be released.
+        shares = any(item.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr() for leaf in leaves)
+        return item.clone() if shares else item.detach()
+
+
+def is_released(leaf: Tensor) -> bool:
+    """Whether the tensor's memory was freed by option release."""
+    return leaf.numel() > 0 and leaf.untyped_storage().size() == 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    values: tuple[Tensor, ...]
+    leaves: tuple["weakref.ref[Tensor]", ...]
+    released: bool = False
+
+
+@dataclass(slots=True)
+class Store:
+    """Evaluated recipes by (recipe, identities of the raw weights); an entry dies with any of its raw weights."""
+
+    _entries: dict[tuple[Any, ...], _Entry] = field(default_factory=dict)
+    _of_leaf: dict[int, set[tuple[Any, ...]]] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.RLock)
+
+    def fetch(self, recipe: Recipe, leaves: Sequence[Constant]) -> tuple[Tensor, ...]:
+        """The recipe's values for these raw weights, evaluated now or before."""
+        key = (recipe.key, recipe.retire, *(leaf.identity for leaf in leaves))
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                values = recipe.evaluate([leaf.tensor for leaf in leaves])
+                entry = _Entry(values, tuple(weakref.ref(leaf.tensor) for leaf in leaves))
+                self._entries[key] = entry
+                for leaf in leaves:
+                    self._watch(leaf.tensor, key)
+            return entry.values
+
+    def _watch(self, leaf: Tensor, key: tuple[Any, ...]) -> None:
+        if id(leaf) not in self._of_leaf:
+            self._of_leaf[id(leaf)] = set()
+            weakref.finalize(leaf, self._forget, id(leaf))
+        # Results for an older content of the same weight will not be asked for again.
+        for other in [k for k in self._of_leaf[id(leaf)] if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)]:
+            self._entries.pop(other, None)
+            self._of_leaf[id(leaf)].discard(other)
+        self._of_leaf[id(leaf)].add(key)
+
+    def _forget(self, leaf: int) -> None:
+        with self._lock:
+            for key in self._of_leaf.pop(leaf, ()):
+                self._entries.pop(key, None)
+
+    def drop(self, recipe: Recipe, leaves: Sequence[Constant]) -> None:
+        """Forget one result (a kernel that was tried and refused)."""
+        with self._lock:
+            self._entries.pop((recipe.key, recipe.retire, *(leaf.identity for leaf in leaves)), None)
+
+    def release(self, leaf: Constant) -> None:
+        """Free the raw weight's memory; results made from it stay, and are found again by the tensor without memory."""
+        with self._lock:
+            before = leaf.identity
+            leaf.tensor.untyped_storage().resize_(0)
+            after = leaf.identity
+            for key in list(self._of_leaf.get(id(leaf.tensor), ())):
+                entry = self._entries.pop(key, None)
+                if entry is None:
+                    continue
+                entry.released = True
+                new = tuple(after if part == before else part for part in key)
+                self._entries[new] = entry
+                for reference in entry.leaves:
+                    tensor = reference()
+                    if tensor is not None:
+                        self._of_leaf.setdefault(id(tensor), set()).discard(key)
+                        self._of_leaf[id(tensor)].add(new)
+
+    def clear(self) -> None:
+        """Forget every result that can be made again."""
+        with self._lock:
+            for key in [key for key, entry in self._entries.items() if not entry.released]:
+                del self._entries[key]
+
+
+def _same_leaves(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return [part[0] for part in left[2:]] == [part[0] for part in right[2:]]
+
+
+STORE = Store()
+
+
+def no_version(tensor: Tensor) -> bool:
+    """Whether torch keeps no version of this tensor, so that a change of it cannot be noticed."""
+    return bool(torch.is_inference(tensor))

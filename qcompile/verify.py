@@ -1,0 +1,75 @@
+"""Checks a kernel by value: packed from the real weight and run on a probe, it must equal the canonical operation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.graph import Constant, evaluate
+from qcompile.kernels import Kernel, Site
+from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
+from qcompile.store import STORE, Recipe
+
+ACCEPT_DB = 40.0
+# A kernel that rounds activations in its own way may be this much noisier than the checkpoint's own rounding.
+_NOISIER_DB = 1.0
+_CHUNK_ELEMENTS = 1 << 22
+_ROWS = 5
+
+
+def verify(
+    kernel: Kernel,
+    site: Site,
+    operands: Operands,
+    recipe: Recipe,
+    leaves: Sequence[Constant],
+    constants: Mapping[fx.Node, Constant],
+) -> tuple[str, float | None]:
+    """("" or the sentence why the kernel must not be used, SQNR in dB against the canonical operation)."""
+    feed = {node: constant.tensor for node, constant in constants.items()}
+    wanted: list[Any] = [node for node in operands if node is not None]
+    values = iter(evaluate(wanted, feed))
+    mine = Operands(*(None if node is None else next(values) for node in operands))  # type: ignore[arg-type]
+    x = probe(site)
+    try:
+        packed = STORE.fetch(recipe, leaves)
+        with torch.no_grad():
+            y = kernel.call(x, packed, site)
+    except Exception as error:  # whatever a foreign library throws: this kernel is not used
+        STORE.drop(recipe, leaves)
+        return f"failed on a probe: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
+    if tuple(y.shape) != (*x.shape[:-1], site.n) or y.dtype is not x.dtype:
+        return f"gave {y.dtype} {list(y.shape)} on a probe instead of {x.dtype} {[*x.shape[:-1], site.n]}", None
+    sqnr = sqnr_db(canonical(x, mine, site, kernel.activation or site.activation), y)
+    if not sqnr >= ACCEPT_DB:
+        STORE.drop(recipe, leaves)
+        return f"wrong on a probe: {sqnr:.1f} dB against the canonical operation, at least {ACCEPT_DB:.0f} is asked for", sqnr
+    if kernel.activation is not None and kernel.activation != site.activation:
+        exact = canonical(x, mine, site, ActivationQuant())
+        theirs, ours = sqnr_db(exact, canonical(x, mine, site, site.activation)), sqnr_db(exact, y)
+        if ours < theirs - _NOISIER_DB:
+            return f"rounds activations worse than the checkpoint asks for: {ours:.1f} dB instead of {theirs:.1f}", sqnr
+    return "", sqnr
+
+
+def probe(site: Site) -> Tensor:
+    """Random x [5, K] of the site's dtype, with rows of different size."""
+    generator = torch.Generator().manual_seed(4242)
+    x = torch.randn(_ROWS, site.k, generator=generator)
+    return (x * torch.tensor([1.0, 0.25, 4.0, 1.0, 1.0])[:, None]).to(site.device, site.dtype)
+
+
+def canonical(x: Tensor, operands: Operands, site: Site, activation: ActivationQuant) -> Tensor:
+    """The canonical operation in float32, some rows of the weight at a time: float32 [M, N]."""
+    rounded = activation.apply(x, operands.act_scale, operands.act_zero).to(torch.float32)
+    if operands.perm is not None:
+        rounded = rounded.index_select(-1, operands.perm)
+    rows = max(1, _CHUNK_ELEMENTS // max(site.k, 1))
+    parts = []
+    for start in range(0, site.n, rows):
+        part = slice(start, start + rows)
+        zeros = None if operands.zeros is None else operands.zeros[part]
+        parts.append(rounded @ dequantize(operands.codes[part], operands.scales[part], zeros, site.group, site.codebook).t())
+    y = torch.cat(parts, dim=-1)
+    return y if operands.bias is None else y + operands.bias.to(torch.float32)
