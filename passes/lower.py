@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 
 from qcompile.emit import inline, trace_aten
-from qcompile.graph import value
+from qcompile.graph import live_nodes, value
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall
 from qcompile.pipeline import GraphSite, Pass, State
@@ -44,7 +44,7 @@ def _lower(state: State, site: GraphSite, traced: dict[tuple[Any, ...], fx.Graph
 
 
 def holds(state: State) -> list[str]:
-    live = {node.target for node in state.graph.nodes if node.op == "call_function" and node.users}
+    live = {node.target for node in live_nodes(state.graph) if node.op == "call_function"}
     wrong = [f"{target} is left" for target in live if isinstance(target, KernelCall)]
     reference = any(site.kernel is not None and site.kernel.target == "reference" for site in state.sites)
     return wrong if reference or quantized_linear not in live else [*wrong, "a canonical call is left"]

@@ -164,7 +164,7 @@ class Reader:
 
         def unpack(tensors: Sequence[Tensor]) -> Operands:
             dense = tensors[0].t() if transposed else tensors[0]
-            raw = tensors[1] if found.layout != "unit" else torch.empty(0)
+            raw = dense if found.layout == "unit" else tensors[1]
             scales = lattice.arrange(raw, found.layout, n, k, found.group)
             perm = torch.argsort(tensors[-1].long(), stable=True) if found.index is not None else None
             codes, zeros = lattice.codes_and_zeros(dense, scales, found.group, found.symmetric, perm)

@@ -213,4 +213,6 @@ def _args_text(arg: Any) -> str:
         return arg.name
     if isinstance(arg, list | tuple):
         return "[" + ", ".join(_args_text(part) for part in arg) + "]"
+    if isinstance(arg, Tensor):
+        return f"tensor<{type_text(arg)}>"
     return str(arg).removeprefix("torch.") if isinstance(arg, torch.dtype) else repr(arg) if isinstance(arg, str) else str(arg)

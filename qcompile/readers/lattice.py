@@ -17,7 +17,7 @@ _CHUNK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """scales: index of the candidate and how it lies: "ng" [N, G], "gn" [G, N], "unit" (no candidate, scale 1)."""
+    """scales: index of the candidate and how it lies: "ng" [N, G], "gn" [G, N], "one" element, or "unit" (no scale)."""
 
     candidate: int
     layout: str
@@ -34,7 +34,7 @@ def layouts(shape: Sequence[int], n: int, k: int) -> Iterator[tuple[str, int]]:
     for size in sizes:
         count *= size
     if count == 1 or sizes == [n]:
-        yield "ng", k
+        yield ("one" if count == 1 else "ng"), k
         return
     if len(sizes) == 2:
         if sizes[0] == n and k % sizes[1] == 0:
@@ -46,11 +46,11 @@ def layouts(shape: Sequence[int], n: int, k: int) -> Iterator[tuple[str, int]]:
 
 
 def arrange(scale: Tensor, layout: str, n: int, k: int, group: int) -> Tensor:
-    """A candidate as scales [N, G]."""
+    """A candidate as scales [N, G]. "unit": `scale` is the dense weight, whose scales are all 1; "one": a single element."""
     groups = k // group
     if layout == "unit":
-        return torch.ones(n, groups, dtype=torch.float32)
-    if scale.numel() == 1:
+        return torch.ones_like(scale[:, :groups], dtype=torch.float32)
+    if layout == "one":
         return scale.reshape(1, 1).expand(n, groups)
     return scale.reshape(groups, n).t() if layout == "gn" else scale.reshape(n, groups)
 
@@ -58,12 +58,10 @@ def arrange(scale: Tensor, layout: str, n: int, k: int, group: int) -> Tensor:
 def codes_and_zeros(dense: Tensor, scales: Tensor, group: int, symmetric: bool, perm: Tensor | None) -> tuple[Tensor, Tensor]:
     """(codes int8 [N, K], zeros int8 [N, G]) of a weight that lies on the lattice; the zeros are 0 if symmetric."""
     stored = dense if perm is None else dense.index_select(1, perm)
-    steps = torch.round(stored.to(torch.float32).reshape(stored.shape[0], -1, group) / _safe(scales)[:, :, None])
-    if symmetric:
-        zeros = torch.zeros_like(steps[:, :, 0])
-    else:
-        zeros = (-steps.amin(-1)).clamp(min=0.0)
-    return (steps + zeros[:, :, None]).reshape(stored.shape).to(torch.int8), zeros.to(torch.int8)
+    grouped = stored.to(torch.float32).unflatten(1, (-1, group))
+    steps = torch.round(grouped / _safe(scales).unsqueeze(-1))
+    zeros = torch.zeros_like(steps.amin(-1)) if symmetric else (-steps.amin(-1)).clamp(min=0.0)
+    return (steps + zeros.unsqueeze(-1)).flatten(1).to(torch.int8), zeros.to(torch.int8)
 
 
 def _safe(scales: Tensor) -> Tensor:
@@ -79,7 +77,7 @@ def find(dense: Tensor, candidates: Sequence[Tensor]) -> Found | str:
         for layout, group in layouts(candidate.shape, n, k) if candidate is not None else (("unit", k),):
             if candidate is not None and not candidate.is_floating_point():
                 continue
-            scales = torch.empty(0) if candidate is None else candidate
+            scales = dense if candidate is None else candidate
             for index in (None, *_group_indices(candidates, k, k // group)):
                 perm = None if index is None else torch.argsort(candidates[index].long(), stable=True)
                 width = _width(dense, arrange(scales, layout, n, k, group), group, perm)
