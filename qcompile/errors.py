@@ -89,3 +89,13 @@ TRAINING_WARNING = (
     "qcompile: gradients are needed here, so this graph goes to Inductor unchanged and keeps its dense arithmetic. "
     "For inference call the model under torch.no_grad() or torch.inference_mode()."
 )
+
+ALREADY_DENSE_WARNING = (
+    "qcompile: {count} quantized layers of this model were already decompressed to dense weights (compressed-tensors does that at "
+    "the first forward, or at loading with dequantize=True), for example {example}. They stay dense. To keep them packed, load the "
+    "model again and call qcompile.compile(model) before its first forward, or load the folder with qcompile.load(path)."
+)
+OFFLOADED_WARNING = (
+    "qcompile: {count} quantized layers are wrapped by another library (accelerate's offloading, for example), for example {example}. "
+    "They are left as they are. Load the model on one device, without device_map, to run them packed."
+)

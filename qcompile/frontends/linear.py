@@ -1,0 +1,130 @@
+"""Linear layers that keep their packed tensors and dequantize them in their forward, in one traceable call without graph breaks."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qcompile.frontends.ops import NAME_ATTRIBUTE, dequantize_packed
+from qcompile.ops import fake_quantize
+
+
+class Structure(NamedTuple):
+    """The static arguments of one layer's dequantization; one tuple, so that Dynamo guards it as one value.
+
+    activation: the spec of meaning.ActivationQuant, "none" for weight-only layers.
+    """
+
+    layout: str
+    bits: int
+    group: int
+    n: int
+    k: int
+    activation: str = "none"
+
+
+def _apply(
+    x: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    structure: Structure,
+    bias: Tensor | None,
+    input_scale: Tensor | None = None,
+    input_zero: Tensor | None = None,
+) -> Tensor:
+    """y = act(x) @ W.T + bias; x [..., K] -> [..., N] in the dtype of x."""
+    packed, scales, zeros, g_idx = tensors
+    layout, bits, group, n, k, activation = structure
+    if activation != "none":
+        x = fake_quantize(x, input_scale, input_zero, activation)
+    weight = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, x.dtype)
+    return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+class PackedLinear(nn.Linear):
+    """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
+
+    structure: Structure
+    OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _apply(input, self.stored(), self.structure, self.bias, self.input_scale, self.input_zero_point)
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        zeros = self.weight_global_scale if self.structure.layout == "nvfp4" else self.weight_zero_point
+        return self.weight_packed, self.weight_scale, zeros, self.weight_g_idx  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dense weight, dequantized anew on every access: for model code that asks for its dtype or values."""
+        layout, bits, group, n, k, _ = self.structure
+        packed, scales, zeros, g_idx = self.stored()
+        dtype = scales.dtype if layout != "nvfp4" else torch.bfloat16
+        return dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
+
+    def extra_repr(self) -> str:
+        return _text(self)
+
+
+class ByteLinear(nn.Linear):
+    """compressed-tensors' int-quantized layers: the parameter `weight` is int8 [N, K], with weight_scale and so on."""
+
+    structure: Structure
+    OPTIONAL = ("weight_zero_point", "weight_g_idx", "input_scale", "input_zero_point")
+
+    def forward(self, input: Tensor) -> Tensor:
+        tensors = (self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx)
+        return _apply(input, tensors, self.structure, self.bias, self.input_scale, self.input_zero_point)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        return _text(self)
+
+
+class GroupedLinear(nn.Linear):
+    """GPTQ and AWQ layers: qweight, scales, and where they mean something qzeros and g_idx.
+
+    used: whether qzeros and g_idx take part; both are kept for the state dict even where the data show that they say nothing
+    (symmetric zero points, columns in order).
+    """
+
+    structure: Structure
+    used: tuple[bool, bool]
+    OPTIONAL = ("qzeros", "g_idx")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _apply(input, self.stored(), self.structure, self.bias)
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        zeros, order = self.used
+        return self.qweight, self.scales, self.qzeros if zeros else None, self.g_idx if order else None  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dense weight, dequantized anew on every access."""
+        layout, bits, group, n, k, _ = self.structure
+        packed, scales, zeros, g_idx = self.stored()
+        return dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, scales.dtype)
+
+    def extra_repr(self) -> str:
+        return _text(self)
+
+
+FRONT_DOOR_CLASSES = (PackedLinear, ByteLinear, GroupedLinear)
+
+
+def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[GroupedLinear], structure: Structure, path: str) -> None:
+    """Turn `module` into `kind`, keeping its parameters under their names; `path` is what errors call them."""
+    module.__dict__.pop("forward", None)
+    module.__class__ = kind
+    module.in_features, module.out_features = structure.k, structure.n
+    module.structure = structure
+    for name in (*kind.OPTIONAL, "bias"):
+        if name not in module._parameters and name not in module._buffers:
+            module.register_parameter(name, None)
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        setattr(tensor, NAME_ATTRIBUTE, f"{path}.{name}" if path else name)
+
+
+def _text(module: PackedLinear | ByteLinear | GroupedLinear) -> str:
+    layout, bits, group, n, k, activation = module.structure
+    text = f"in_features={k}, out_features={n}, bias={module.bias is not None}, layout={layout}, bits={bits}, group={group}"
+    return text if activation == "none" else f"{text}, activation={activation}"
