@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import sys
 import weakref
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 HUGE_PAGE = 2 << 20  # x86-64 and the common Arm configuration; only an alignment, so a wrong guess costs nothing but speed
-_RESERVED: list[mmap.mmap] = []  # mappings of dead tensors: without memory, but their addresses stay taken
+PROT_NONE, MAP_FIXED, MAP_NORESERVE = 0x0, 0x10, 0x4000  # linux/include/uapi/asm-generic/mman-common.h
+_RESERVED: list[mmap.mmap] = []  # mappings of dead tensors, kept so that Python does not unmap them
 
 
 class _Region(np.ndarray[Any, np.dtype[np.uint8]]):
@@ -45,11 +47,23 @@ def _region(size: int) -> _Region:
             mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(mapping, dtype=np.uint8)
     region = whole[offset : offset + size].view(_Region)
-    weakref.finalize(region, _give_back, mapping)
+    weakref.finalize(region, _give_back, mapping, start)
     return region
 
 
-def _give_back(mapping: mmap.mmap) -> None:
-    """Return the pages, keep the addresses."""
-    mapping.madvise(mmap.MADV_DONTNEED)
+def _give_back(mapping: mmap.mmap, start: int) -> None:
+    """Return the pages, keep the addresses: the range becomes inaccessible, costs no memory and merges with its neighbours."""
     _RESERVED.append(mapping)
+    if not _reserve(start, len(mapping)):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(start: int, size: int) -> bool:
+    """Replace the mapping of [start, start + size) by an inaccessible one (mmap(2), MAP_FIXED | MAP_NORESERVE); False off Linux."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+    return bool(libc.mmap(start, size, PROT_NONE, flags, -1, 0) == start)

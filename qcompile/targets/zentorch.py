@@ -1,7 +1,9 @@
 """Target `zentorch`: AMD's operators for Zen processors, W4A16 and W8A8, bound by their live schemas.
 
-Limits were found by running zentorch 2.13.0.2. Both operators reject an input without rows, and answer a row that holds NaN
-or infinity with numbers. float16 scales are read as bfloat16 without an error, so they are converted when packing.
+Found by running zentorch 2.13.0.2: both operators reject an input without rows, and answer a row that holds NaN or infinity
+with numbers. float16 scales are read as bfloat16 without an error, so they are converted when packing. dynamic_qlinear is
+wrong for one row when K > 1024, K % 4 != 0 and N % 16 != 0. Both keep a reordered copy of the weight for the life of the
+process, found again by its address and shape; `zentorch_prepack` explains how dynamic_qlinear gets by without.
 """
 
 import torch
@@ -12,6 +14,7 @@ from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
 from qcompile.platform.libraries import zentorch_hardware
+from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, no_rows
 
 # time / limit by least row count, weights cold in cache; woq_linear goes over to dequantizing once per call at M = 256.
@@ -45,8 +48,8 @@ REPACK = Foreign("zentorch", "zentorch_woq_repack_weight", ("unpacked_weight",),
 QLINEAR = Foreign(
     "zentorch",
     "zentorch_dynamic_qlinear",
-    ("input", "weight", "weight_scales", "bias"),
-    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? bias) -> Tensor",
+    ("input", "weight", "weight_scales", "bias", "is_weight_prepacked"),
+    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? bias, *, bool is_weight_prepacked=False) -> Tensor",
     _qlinear_fake,
 )
 
@@ -58,6 +61,8 @@ def missing(where: Platform, *operators: Foreign) -> Reasons:
     library = where.library("zentorch")
     if not library.present:
         return (library.detail or f"zentorch is {library.state}",)
+    if QLINEAR in operators and not where.simulated:
+        zentorch_prepack.works()  # asked for here, because a first question while tracing would be too late to run anything
     return tuple(reason for op in operators if not (where.simulated and op.live() is None) for reason in op.reasons())
 
 
@@ -117,6 +122,7 @@ def refuses_qlinear(site: Site) -> Reasons:
         (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
         (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
         (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
+        (site.k % 4 == 0, f"takes K in multiples of 4, got K={site.k}"),
         (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),
         (site.dtype in (torch.bfloat16, torch.float32), f"takes bfloat16 or float32 activations, got {site.dtype}"),
         (kind != "none" or site.allow_a8, unasked),
@@ -125,9 +131,10 @@ def refuses_qlinear(site: Site) -> Reasons:
 
 
 def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(codes int8 [N, K], scales [N], perm if any, bias if any); zero points of narrow weights are subtracted from the codes."""
+    """(codes int8 [N, K] or prepacked bytes, scales [N], perm if any, bias if any); narrow codes have their zeros subtracted."""
     codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
-    return (codes.contiguous(), float_scales(weight.scales).reshape(-1), *_rest(weight))
+    stored = zentorch_prepack.prepack(codes) if zentorch_prepack.serves(site.n, site.k) else codes.contiguous()
+    return (stored, float_scales(weight.scales).reshape(-1), *_rest(weight))
 
 
 def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
@@ -137,7 +144,9 @@ def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     perm = rest.pop(0) if site.act_order else None
     bias = rest.pop(0) if site.has_bias else None
     flat = gathered(x, perm).reshape(-1, site.k)
-    result = QLINEAR(input=flat, weight=codes, weight_scales=scales, bias=bias)
+    prepacked = zentorch_prepack.serves(site.n, site.k)
+    weight = codes.as_strided((site.n, site.k), (site.k, 1)) if prepacked else codes
+    result = QLINEAR(input=flat, weight=weight, weight_scales=scales, bias=bias, is_weight_prepacked=prepacked)
     return result.reshape((*x.shape[:-1], site.n))
 
 
