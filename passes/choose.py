@@ -8,6 +8,7 @@ from qcompile.graph import Constant
 from qcompile.kernels import Kernel, Reasons, Site, kernels, selects
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
+from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
 from qcompile.verify import verify
@@ -22,8 +23,16 @@ _ROWS = (1, 8, 128)
 def apply(state: State) -> None:
     """Ask every kernel, take the fastest that also passes the check by value."""
     verified: dict[tuple[str, Site], tuple[str, float | None]] = {}
+    decided: list[GraphSite] = []
     for site in state.sites:
         _decide(state, site, verified)
+        if site.kernel is None and site.parts:
+            decided.extend(unfuse(site))
+            for part in site.parts:
+                _decide(state, part, verified)
+        else:
+            decided.append(site)
+    state.sites = decided
     unserved = [site.report for site in state.sites if site.kernel is None]
     if state.options.fallback == "error" and (unserved or state.declined):
         lines = [f"{row.module}: {row.declined}" for row in state.declined]

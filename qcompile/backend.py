@@ -135,7 +135,7 @@ class _Compilation:
         return not kwargs  # Inductor passes its own arguments, AOTAutograd alone passes none
 
     def _record(self, state: State, dump: Dump) -> None:
-        rows = [replace(row, graph=self.number) for row in [*(site.report for site in state.sites), *state.declined]]
+        rows = [replace(row, graph=self.number) for row in [*(row for site in state.sites for row in site.rows()), *state.declined]]
         if self.explained is None:
             record(rows, self.number)
         else:

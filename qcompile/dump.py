@@ -37,7 +37,7 @@ class Dump:
         self._write("decisions.json", given.to_json())
         self._write("packing.txt", "\n".join(_packing(state)) + "\n")
         try:
-            sites = {(site.result if site.kernel else site.original).name: site.report for site in state.sites}
+            sites = {(site.node if site.kernel else site.original).name: site.report for site in state.sites}
             draw(state.gm, sites, self.folder / "graph", {node.name for node in (*state.constants, *state.folded)})
         except Exception:  # a drawing is never worth a failure
             log.warning("the drawing of %s could not be made", self.folder, exc_info=True)

@@ -1,5 +1,6 @@
 """Graph tools that several passes share: constants, cones, canonical keys, evaluation, and the text form of a graph."""
 
+import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,12 +47,24 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 def is_pure(node: fx.Node) -> bool:
     """Whether the node's value depends on its arguments alone and computing it changes nothing."""
+    if node.op == "get_attr":
+        return isinstance(literal(node), Tensor)
     if node.op != "call_function":
         return False
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return target is operator.getitem
+
+
+def literal(node: fx.Node) -> Any:
+    """The tensor that the traced code spelled out (torch.tensor([0, 4, 8]) in a forward), from its get_attr node."""
+    if "literal" not in node.meta:
+        item: Any = node.graph.owning_module
+        for part in str(node.target).split("."):
+            item = getattr(item, part, None)
+        node.meta["literal"] = item
+    return node.meta["literal"]
 
 
 def constant_nodes(graph: fx.Graph, constants: Mapping[fx.Node, Constant]) -> set[fx.Node]:
@@ -115,6 +128,8 @@ def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]
 
 def run_node(node: fx.Node, load: Any) -> Any:
     """Execute one call node with its arguments' values; symbolic sizes count with the hint they were traced with."""
+    if node.op == "get_attr":
+        return literal(node)
     args, kwargs = map_arg((node.args, node.kwargs), load)
     args, kwargs = _concrete(args), _concrete(kwargs)
     if node.op == "call_function":
@@ -144,9 +159,16 @@ def structural_key(roots: Sequence[fx.Node], stop: Sequence[fx.Node]) -> str:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__qualname__", str(node.target))
         if isinstance(node.target, torch._ops.OpOverload):
             name = str(node.target)
+        elif node.op == "get_attr":
+            name = _content(literal(node))
         lines.append(f"{number[node]} = {name}{args!r}{dict(kwargs)!r}")
     lines.append("return " + ", ".join(number[root] for root in roots))
     return "\n".join(lines)
+
+
+def _content(tensor: Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"literal {tensor.dtype}{list(tensor.shape)} {hashlib.sha256(raw).hexdigest()}"
 
 
 class _Text(str):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -44,6 +44,7 @@ class GraphSite:
     leaves      the raw constants of the weight
     proposal    what was accepted; by_value: for these values only, not for every value of the leaves; then `recheck` reads again
     site        what eligibility rules see; kernel: the decision
+    parts, cuts the linears that `fuse` joined into this one, and the slices of its result that stand for theirs
     """
 
     node: fx.Node
@@ -57,6 +58,16 @@ class GraphSite:
     by_value: bool = False
     recheck: "Recheck | None" = None
     kernel: Kernel | None = None
+    parts: tuple["GraphSite", ...] = ()
+    cuts: tuple[fx.Node, ...] = ()
+
+    def rows(self) -> list[SiteReport]:
+        """Rows of the report: one, or one for each linear of a fused site."""
+        return [replace(part.report, **self._shared(part.report)) for part in self.parts] or [self.report]
+
+    def _shared(self, part: SiteReport) -> dict[str, Any]:
+        names = ("kernel", "reasons", "predicted_ms", "sqnr_db", "fallback")
+        return {**{name: getattr(self.report, name) for name in names}, "bytes_after": self.report.bytes_after * part.n // self.site.n}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

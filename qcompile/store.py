@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, evaluate, structural_key, subgraph
+from qcompile.graph import Constant, evaluate, literal, structural_key, subgraph
 from qcompile.memory import retired
 
 
@@ -43,6 +43,8 @@ class Recipe:
             copies[node] = graph.placeholder(node.name)
             copies[node].meta = dict(node.meta)
         for node in order:
+            if node.op == "get_attr":
+                literal(node)  # the copy has no module to look it up in
             copies[node] = graph.node_copy(node, lambda parent: copies[parent])
         new_roots = tuple(copies[root] for root in roots)
         inputs = tuple(copies[node] for node in needed)

@@ -1,0 +1,118 @@
+"""Afterwards linears of one kind that read the same input (q/k/v, gate/up) are one site, computed by one call and cut apart."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.emit import emit_plain
+from qcompile.graph import aten, is_call, subgraph, value
+from qcompile.ops import quantized_linear
+from qcompile.packing import operand_nodes
+from qcompile.pipeline import GraphSite, Pass, State
+from qcompile.products import VIEWS
+
+
+def apply(state: State) -> None:
+    """Group the sites and replace each group of two or more."""
+    groups: dict[tuple[Any, ...], list[GraphSite]] = {}
+    for site in state.sites:
+        groups.setdefault(_kind(site), []).append(site)
+    state.sites = [_fused(state, group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _kind(site: GraphSite) -> tuple[Any, ...]:
+    """Equal for sites that one call can compute: same input, same meaning but for N. Act-order sites gather x differently."""
+    x, *_ = site.node.args
+    assert isinstance(x, fx.Node)
+    if site.site.act_order:
+        return (id(site),)
+    operands = operand_nodes(site)
+    return (_base(x), str(value(x).shape), replace(site.site, n=0, zero_range=(0, 0)), operands.act_scale, operands.act_zero)
+
+
+def _base(x: fx.Node) -> fx.Node:
+    while is_call(x, *VIEWS) and isinstance(x.args[0], fx.Node):
+        x = x.args[0]
+    return x
+
+
+def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
+    graph, first = state.graph, parts[0]
+    x = first.node.args[0]
+    assert isinstance(x, fx.Node)
+    operands = [operand_nodes(part) for part in parts]
+    inputs = set(graph.find_nodes(op="placeholder"))
+    constants = [node for each in operands for node in each if node is not None]
+    for node in subgraph(constants, inputs):  # operands of later parts stand behind the first one
+        first.node.prepend(node)
+    sizes = [part.site.n for part in parts]
+    with graph.inserting_before(first.node):
+        whole = [_joined(graph, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
+        codes, scales, zeros, bias = whole
+        act = (operands[0].act_scale, operands[0].act_zero)
+        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, None, bias, *act, *first.node.args[8:]))
+        node.meta = {**first.node.meta, "val": _wide(value(first.node), sum(sizes))}
+        cuts = list(_cut(graph, node, sizes))
+    for part, cut in zip(parts, cuts, strict=True):
+        cut.meta = {**part.node.meta, "val": value(cut)}
+        part.node.replace_all_uses_with(cut)
+        if part.result is part.node:
+            part.result = cut
+    lows = [part.site.zero_range[0] for part in parts]
+    highs = [part.site.zero_range[1] for part in parts]
+    site = replace(first.site, n=sum(sizes), zero_range=(min(lows), max(highs)))
+    names = ", ".join(part.report.module.rpartition(".")[2] for part in parts)
+    for part in parts:
+        part.report = replace(part.report, note=f"one call for {names}")
+    report = replace(first.report, n=site.n, bytes_before=sum(part.report.bytes_before for part in parts))
+    return GraphSite(
+        node, node, first.original, first.weight, first.leaves, first.proposal, site, report, parts=tuple(parts), cuts=tuple(cuts)
+    )
+
+
+def _joined(graph: fx.Graph, nodes: list[Any]) -> fx.Node | None:
+    """The constants one below the other, along N."""
+    if nodes[0] is None:
+        return None
+    joined: fx.Node = emit_plain(graph, lambda *tensors: torch.cat(tensors), nodes, "cat")
+    return joined
+
+
+def _cut(graph: fx.Graph, node: fx.Node, sizes: list[int]) -> Iterable[fx.Node]:
+    start = 0
+    for size in sizes:
+        cut = graph.call_function(aten.slice.Tensor, (node, -1, start, start + size))
+        cut.meta["val"] = value(node)[..., start : start + size]
+        start += size
+        yield cut
+
+
+def _wide(like: Tensor, n: int) -> Tensor:
+    mode = getattr(like, "fake_mode", None)
+    if mode is None:
+        return like.new_empty((*like.shape[:-1], n))
+    with mode:
+        return like.new_empty((*like.shape[:-1], n))
+
+
+def unfuse(site: GraphSite) -> tuple[GraphSite, ...]:
+    """The parts as they were before; for a fused site that no kernel takes."""
+    for part, cut in zip(site.parts, site.cuts, strict=True):
+        cut.replace_all_uses_with(part.node)
+        if part.result is cut:
+            part.result = part.node
+        part.report = replace(part.report, note="")
+    return site.parts
+
+
+def holds(state: State) -> list[str]:
+    kinds = [_kind(site) for site in state.sites]
+    return [f"{site.report.module} could be fused further" for site, kind in zip(state.sites, kinds, strict=True) if kinds.count(kind) > 1]
+
+
+PASS = Pass(
+    name="fuse", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"canonical", "fused"}), holds=holds
+)
