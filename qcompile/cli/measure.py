@@ -1,0 +1,116 @@
+"""Measures one way of running a checkpoint folder in this process; `bench` starts one process for each, so that memory is its own.
+
+python -m qcompile.cli.measure '{"folder": ..., "way": "qcompile" | "eager" | "inductor", "prompt_tokens": 128, "tokens": 16, ...}'
+prints one JSON object on standard output.
+"""
+
+import ctypes
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcompile.api import compile as compile_model
+from qcompile.cli.dense import make_dense
+from qcompile.cli.folder import example_inputs, load_model, text_config
+from qcompile.report import report
+
+WAYS = ("qcompile", "eager", "inductor")
+REPEATS = 5
+
+
+def resident() -> int:
+    """Bytes of memory this process holds now; memory that was freed is given back first where the C library can do that."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return peak()
+
+
+def peak() -> int:
+    """The most bytes of memory this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(
+    folder: str, way: str, prompt_tokens: int = 128, tokens: int = 16, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Latencies in milliseconds and memory in bytes; "prefill" and "decode" (per token) for causal models, "forward" for others."""
+    before = resident()
+    model = load_model(Path(folder))
+    if way == "qcompile":
+        compile_model(model, **(options or {}))
+    else:
+        make_dense(model, next(p.dtype for p in model.parameters() if p.is_floating_point()))
+        if way == "inductor":
+            model.compile(backend="inductor")
+    start = time.perf_counter()
+    with torch.inference_mode():
+        times = _causal(model, prompt_tokens, tokens) if model.can_generate() else _forward(model, folder, prompt_tokens)
+    made = report()
+    return {
+        "way": way,
+        "threads": torch.get_num_threads(),
+        **times,
+        "total_s": time.perf_counter() - start,
+        "resident_bytes": resident() - before,
+        "peak_bytes": peak() - before,
+        "summary": made.summary if way == "qcompile" else "",
+        "unserved": len(made.unserved),
+    }
+
+
+def _causal(model: Any, prompt_tokens: int, tokens: int) -> dict[str, float]:
+    ids = torch.randint(3, text_config(model.config).vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
+
+    def generate(count: int) -> Callable[[], object]:
+        return lambda: model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            cache_implementation="static",
+            pad_token_id=0,
+        )
+
+    first = _seconds(generate(tokens + 1))
+    generate(tokens + 1)()
+    prompt = _median(generate(1))
+    whole = _median(generate(tokens + 1))
+    return {"first_s": first, "prefill_ms": prompt * 1e3, "decode_ms": max(0.0, whole - prompt) / tokens * 1e3}
+
+
+def _forward(model: Any, folder: str, prompt_tokens: int) -> dict[str, float]:
+    inputs = example_inputs(model, Path(folder), None)
+    if model.main_input_name == "input_ids":
+        inputs["input_ids"] = inputs["input_ids"][:, :1].expand(1, prompt_tokens).contiguous()
+    first = _seconds(lambda: model(**inputs))
+    model(**inputs)
+    return {"first_s": first, "forward_ms": _median(lambda: model(**inputs)) * 1e3}
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def _median(act: Callable[[], object]) -> float:
+    return statistics.median(_seconds(act) for _ in range(REPEATS))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
