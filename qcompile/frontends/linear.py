@@ -44,6 +44,13 @@ class PackedLinear(nn.Linear):
     """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
 
     structure: Structure
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    weight_global_scale: Tensor | None
+    weight_g_idx: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
     OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point")
 
     def forward(self, input: Tensor) -> Tensor:
@@ -51,7 +58,7 @@ class PackedLinear(nn.Linear):
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros = self.weight_global_scale if self.structure.layout == "nvfp4" else self.weight_zero_point
-        return self.weight_packed, self.weight_scale, zeros, self.weight_g_idx  # type: ignore[return-value]
+        return self.weight_packed, self.weight_scale, zeros, self.weight_g_idx
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -59,7 +66,8 @@ class PackedLinear(nn.Linear):
         layout, bits, group, n, k, _ = self.structure
         packed, scales, zeros, g_idx = self.stored()
         dtype = scales.dtype if layout != "nvfp4" else torch.bfloat16
-        return dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
+        dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
+        return dense
 
     def extra_repr(self) -> str:
         return _text(self)
@@ -69,11 +77,16 @@ class ByteLinear(nn.Linear):
     """compressed-tensors' int-quantized layers: the parameter `weight` is int8 [N, K], with weight_scale and so on."""
 
     structure: Structure
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    weight_g_idx: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
     OPTIONAL = ("weight_zero_point", "weight_g_idx", "input_scale", "input_zero_point")
 
     def forward(self, input: Tensor) -> Tensor:
         tensors = (self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx)
-        return _apply(input, tensors, self.structure, self.bias, self.input_scale, self.input_zero_point)  # type: ignore[arg-type]
+        return _apply(input, tensors, self.structure, self.bias, self.input_scale, self.input_zero_point)
 
     def extra_repr(self) -> str:
         return _text(self)
@@ -88,6 +101,10 @@ class GroupedLinear(nn.Linear):
 
     structure: Structure
     used: tuple[bool, bool]
+    qweight: Tensor
+    scales: Tensor
+    qzeros: Tensor | None
+    g_idx: Tensor | None
     OPTIONAL = ("qzeros", "g_idx")
 
     def forward(self, input: Tensor) -> Tensor:
@@ -95,14 +112,15 @@ class GroupedLinear(nn.Linear):
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros, order = self.used
-        return self.qweight, self.scales, self.qzeros if zeros else None, self.g_idx if order else None  # type: ignore[return-value]
+        return self.qweight, self.scales, self.qzeros if zeros else None, self.g_idx if order else None
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense weight, dequantized anew on every access."""
         layout, bits, group, n, k, _ = self.structure
         packed, scales, zeros, g_idx = self.stored()
-        return dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, scales.dtype)
+        dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, scales.dtype)
+        return dense
 
     def extra_repr(self) -> str:
         return _text(self)
@@ -118,7 +136,10 @@ def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[Group
     module.in_features, module.out_features = structure.k, structure.n
     module.structure = structure
     for name in (*kind.OPTIONAL, "bias"):
-        if name not in module._parameters and name not in module._buffers:
+        plain = module.__dict__.pop(name, None)
+        if isinstance(plain, Tensor):
+            module.register_buffer(name, plain, persistent=False)
+        elif name not in module._parameters and name not in module._buffers:
             module.register_parameter(name, None)
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         setattr(tensor, NAME_ATTRIBUTE, f"{path}.{name}" if path else name)

@@ -58,7 +58,8 @@ def _dequantize_packed(
     if points is not None:
         values = values - points.to(torch.float32)
     product = values * factors.to(torch.float32)
-    return product.reshape(n, k).to(found.scales.dtype).to(dtype)
+    # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
+    return product.reshape(n, k).to(found.scales.dtype).to(dtype).contiguous()
 
 
 def _dequantize_packed_fake(

@@ -12,7 +12,7 @@ The ways round it: `qcompile.load(folder)` does not use that code at all; `loadi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from qcompile.errors import WeightError
 
 
 @contextmanager
-def loading_asymmetric() -> Iterator[None]:
+def loading_asymmetric() -> Generator[None]:
     """While active, `from_pretrained` accepts asymmetric pack-quantized checkpoints; the library is left as it was afterwards."""
     compressor: Any = import_module("compressed_tensors.compressors.pack_quantized").PackedQuantizationCompressor
     original = compressor.__dict__["compress"]
