@@ -40,8 +40,8 @@ struct Decode {
         values = load<bits8_t>(source + k);
       } else {
         const int4_t low = load<int4_t>(args.perm + k), high = load<int4_t>(args.perm + k + 4);
-        for (int i = 0; i < 4; ++i) values[i] = load<uint16_t>(source + low[i]);
-        for (int i = 0; i < 4; ++i) values[4 + i] = load<uint16_t>(source + high[i]);
+        for (int i = 0; i < 4; ++i) values[i] = load<uint16_t>(source + within(low[i], args.k));
+        for (int i = 0; i < 4; ++i) values[4 + i] = load<uint16_t>(source + within(high[i], args.k));
       }
       store(lds + (row * kChunk + (piece >> 2)) * kUnitStride + (piece & 3) * 8, values);
     }

@@ -87,6 +87,12 @@ QC_INLINE T load_at(const void* base, uint32_t offset) {
   return load<T>(static_cast<const char*>(base) + offset);
 }
 
+// An entry of the permutation; one that is out of range reads the last column instead of foreign memory.
+QC_INLINE uint32_t within(int32_t index, int count) {
+  const uint32_t last = (uint32_t)count - 1u;
+  return (uint32_t)index < last ? (uint32_t)index : last;
+}
+
 // Unit u holds values 32 u .. 32 u + 31 of K.
 struct WeightReader {
   const uint32_t* weights;

@@ -17,8 +17,8 @@ QC_INLINE void gather_columns(const uint16_t* a, const int32_t* perm, uint16_t* 
   const int4_t low = load<int4_t>(perm + at), high = load<int4_t>(perm + at + 4);
   const size_t row = (size_t)block_x() * (size_t)k;
   bits8_t values;
-  for (int i = 0; i < 4; ++i) values[i] = load<uint16_t>(a + row + low[i]);
-  for (int i = 0; i < 4; ++i) values[4 + i] = load<uint16_t>(a + row + high[i]);
+  for (int i = 0; i < 4; ++i) values[i] = load<uint16_t>(a + row + within(low[i], k));
+  for (int i = 0; i < 4; ++i) values[4 + i] = load<uint16_t>(a + row + within(high[i], k));
   store(gathered + row + at, values);
 }
 

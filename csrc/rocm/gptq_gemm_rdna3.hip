@@ -24,6 +24,7 @@ using Tile128x128 = Tile<4, 2, 2, 1>;
 #define QC_BODY(...) __VA_ARGS__
 #else
 #define QC_BODY(...)
+#pragma clang diagnostic ignored "-Wunused-parameter"
 #endif
 
 #if defined(QCOMPILE_EMULATION)
