@@ -130,14 +130,24 @@ def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | 
 
 def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
     """How to get the one matrix that a batch repeats, or None if the batch holds different ones."""
-    if is_call(weight, aten.expand.default) and value(weight.args[0]).dim() == 3 and value(weight.args[0]).shape[0] == 1:
+    while _repeats(weight) or is_call(weight, aten.view.default) and value(weight).shape == value(weight.args[0]).shape:
         weight = weight.args[0]
-    elif value(weight).shape[0] != 1:
+    if value(weight).dim() == 2:
+        return lambda _: weight
+    if value(weight).shape[0] != 1:
         return None
     if is_call(weight, aten.unsqueeze.default) and weight.args[1] == 0:
         inner = weight.args[0]
         return lambda _: inner
     return lambda call: call(aten.squeeze.dim, weight, 0)
+
+
+def _repeats(weight: Any) -> bool:
+    """Whether a batch of matrices is one matrix, expanded."""
+    if not is_call(weight, aten.expand.default):
+        return False
+    source, shape = value(weight.args[0]), value(weight).shape
+    return source.shape[-2:] == shape[-2:] and (source.dim() == 2 or source.shape[0] == 1)
 
 
 PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}))

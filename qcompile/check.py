@@ -12,6 +12,8 @@ from qcompile.readers import Proposal
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
 _UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 _ROUNDINGS = 2.5
+# Code like w * s - z * s rounds values as large as the group's largest and leaves that error in the small differences, too.
+_GROUP_ROUNDINGS = 4.0
 _STEP_SHARE = 0.2  # of one code step: a weight off by one code is five times outside
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -27,8 +29,8 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
     for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros)):
         if tensor is not None and tuple(tensor.shape) != expected:
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
+    rounded = rounded_to(dense)
     columns = None if operands.perm is None else operands.perm.long()
-    relative = _ROUNDINGS * _UNIT.get(dense.dtype, 2.0**-8)
     rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
     for start in range(0, n, rows):
         part = slice(start, start + rows)
@@ -38,8 +40,7 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
         theirs = dense[part].to(torch.float32)
         if columns is not None:
             theirs = theirs[:, columns]
-        step = scales.to(torch.float32).abs().repeat_interleave(group, dim=1)
-        allowed = torch.maximum(ours.abs() * relative, step * min(_STEP_SHARE, _STEP_SHARE * relative * 256))
+        allowed = tolerance(ours.unflatten(1, (-1, group)), scales.to(torch.float32).abs()[:, :, None], rounded).flatten(1)
         # `not <=` rather than `>`: NaN on either side counts as different.
         wrong = ~((ours - theirs).abs() <= allowed)
         if bool(wrong.any()):
@@ -48,12 +49,46 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
     return None
 
 
+def rounded_to(dense: Tensor) -> torch.dtype:
+    """The dtype whose rounding the weight carries: also code that ends in float32 may have computed in 16 bits before."""
+    if dense.dtype in (torch.float32, torch.float64):
+        for narrow in (torch.bfloat16, torch.float16):
+            if torch.equal(dense.to(narrow).to(dense.dtype), dense):
+                return narrow
+    return dense.dtype
+
+
+def tolerance(grouped: Tensor, step: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """By how much a weight that was computed in `dtype` may be off, per element of grouped [N, G, group]; step: the size of one code.
+
+    Relative to the weights themselves, never to the step alone: divided by a scale that is far too large, any weight is close to 0.
+    """
+    unit = _UNIT.get(dtype, 2.0**-8)
+    magnitude = grouped.abs()
+    largest = magnitude.amax(-1, keepdim=True) * (_GROUP_ROUNDINGS * unit)
+    shared = torch.minimum(largest, torch.as_tensor(step * _STEP_SHARE, dtype=largest.dtype))
+    return torch.maximum(magnitude * (_ROUNDINGS * unit), shared)
+
+
 def random_leaves(leaves: Sequence[Tensor], k: int, generator: torch.Generator) -> list[Tensor]:
     """Leaves with the same shapes and dtypes and random contents: every bit pattern in packed ones, both signs in scales.
 
     Leaves that may be indices keep their own values: int64 and bool as they are, int32 [K] (a group index) shuffled.
     """
     return [_random_like(leaf, k, generator) for leaf in leaves]
+
+
+def is_fixed(leaf: Tensor) -> bool:
+    """Whether `random_leaves` keeps the content of this leaf, so that a proof on random contents says nothing about others."""
+    return not leaf.dtype.is_floating_point and (leaf.dtype not in LOW_BIT or leaf.dim() == 0)
+
+
+def in_range(codes: Tensor, bits: int, signed: bool) -> bool:
+    """Whether all codes fit `bits` bits, signed or unsigned."""
+    if bits == 8 or codes.numel() == 0:
+        return True
+    low, high = (int(item) for item in torch.aminmax(codes))
+    return (-(1 << (bits - 1)) <= low and high < 1 << (bits - 1)) if signed else (low >= 0 and high < 1 << bits)
 
 
 def _random_like(leaf: Tensor, k: int, generator: torch.Generator) -> Tensor:

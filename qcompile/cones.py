@@ -1,17 +1,19 @@
 """Reads the weight of a product: which reader's proposal, or which lattice, is proven to be what the graph computes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompile.check import disagreement, prove
+from qcompile.check import disagreement, in_range, is_fixed, prove
 from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
 from qcompile.meaning import Operands
 from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals
+from qcompile.store import Leaves
+from qcompile.tighten import fits_four_bits, four_bits, in_order, is_in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is remembered of a structure: reader and number of the proposal, or the lattice found."""
+    """What is remembered of a structure: reader and number of the proposal, or the lattice found.
+
+    by_value: only a guess for other weights of the structure, to be checked for each. narrow, straight: as in qcompile.tighten.
+    """
 
     reader: str
     ordinal: int
@@ -41,10 +46,11 @@ class _Known:
     zero_range: tuple[int, int] = (0, 0)
     scale_dtype: torch.dtype = torch.float32
     narrow: bool = False
+    straight: bool = False
 
 
-_structures: dict[str, _Known] = {}  # proven for every content of the leaves
-_weights: dict[tuple[Any, ...], _Known] = {}  # proven or checked for these contents
+_structures: dict[str, _Known] = {}  # the reading that fitted last; proven for every content of the leaves unless by_value
+_weights: dict[tuple[Any, ...], tuple[_Known, Leaves]] = {}  # proven or checked for these contents
 
 
 def forget() -> None:
@@ -65,19 +71,23 @@ class Reader:
             return f"the weight is stored as {_dtypes(leaves)}, which is not quantized"
         key = structural_key([product.weight], leaves) + f"\ntransposed={product.transposed}"
         identity = (key, *(self.constants[leaf].identity for leaf in leaves))
-        known = _weights.get(identity)
-        if known is None:
-            known = self._recall(product, leaves, key) or self._search(product, leaves, key)
-            if isinstance(known, str):
-                return known
-            checked = self._check_values(product, leaves, known)
+        mine = [self.constants[leaf] for leaf in leaves]
+        known, seen = _weights.get(identity, (None, None))
+        if known is None or seen is None or not seen.same(mine):
+            guess = _structures.get(key)
+            checked = "" if guess is None else self._check_values(product, leaves, guess)
+            if isinstance(checked, str):
+                found = self._search(product, leaves)
+                checked = found if isinstance(found, str) else self._check_values(product, leaves, found)
             if isinstance(checked, str):
                 return checked
             known = checked
-            _weights[identity] = known
+            _structures[key] = replace(known, narrow=False, straight=False)
+            _weights[identity] = known, Leaves(mine)
         proposal, inputs = self._build(product, leaves, known)
-        name = f"read.{known.reader}.{known.found or known.ordinal}"
-        return Reading(proposal, known.reader, known.by_value, inputs, known.zero_range, known.scale_dtype, name)
+        name = f"read.{known.reader}.{known.found or known.ordinal}.{proposal.bits}.{product.n}x{product.k}.{product.transposed}"
+        by_value = known.by_value or known.narrow or known.straight
+        return Reading(proposal, known.reader, by_value, inputs, known.zero_range, known.scale_dtype, name)
 
     def _cone(self, product: Product, leaves: Sequence[fx.Node]) -> Cone:
         described = tuple(
@@ -102,12 +112,11 @@ class Reader:
 
         return run
 
-    def _recall(self, product: Product, leaves: Sequence[fx.Node], key: str) -> _Known | None:
-        return _structures.get(key)
-
-    def _search(self, product: Product, leaves: Sequence[fx.Node], key: str) -> _Known | str:
+    def _search(self, product: Product, leaves: Sequence[fx.Node]) -> _Known | str:
         tensors = [self.constants[leaf].tensor for leaf in leaves]
         dense = self._dense(product, leaves)
+        # Random contents stand for all contents only if no value decides what is computed.
+        sound = not any(is_fixed(tensor) for tensor in tensors) and _is_arithmetic(subgraph([product.weight], self.constants))
         accepted: _Known | None = None
         for ordinal, (reader, proposal) in enumerate(proposals(self._cone(product, leaves))):
             try:
@@ -115,15 +124,10 @@ class Reader:
             except Exception:  # a proposal that does not even fit the shapes
                 continue
             if wrong is None and general:
-                accepted = _Known(reader, ordinal, None, by_value=False)
-                break
+                return _Known(reader, ordinal, None, by_value=not sound)
             if wrong is None and accepted is None:
                 accepted = _Known(reader, ordinal, None, by_value=True)
-        if accepted is not None:
-            if not accepted.by_value:
-                _structures[key] = accepted
-            return accepted
-        return self._lattice(product, leaves)
+        return self._lattice(product, leaves) if accepted is None else accepted
 
     def _lattice(self, product: Product, leaves: Sequence[fx.Node]) -> _Known | str:
         candidates = self._scale_candidates(product, leaves)
@@ -151,7 +155,8 @@ class Reader:
             return self._lattice_proposal(product, leaves, known.found)
         for ordinal, (_, proposal) in enumerate(proposals(self._cone(product, leaves))):
             if ordinal == known.ordinal:
-                return (_narrowed(proposal) if known.narrow else proposal), tuple(leaves)
+                proposal = four_bits(proposal) if known.narrow else proposal
+                return (in_order(proposal) if known.straight else proposal), tuple(leaves)
         raise AssertionError("a reader proposes fewer readings than before")
 
     def _lattice_proposal(
@@ -176,37 +181,60 @@ class Reader:
         return proposal, (product.weight, *picked)
 
     def _check_values(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
-        """What may differ between two weights of one structure: the scales' health, the zero points' range, unused bits."""
+        """What may differ between two weights of one structure: values, the scales' health, the zero points' range, unused bits."""
         proposal, inputs = self._build(product, leaves, known)
         feed = {leaf: self.constants[leaf].tensor for leaf in leaves}
-        operands = proposal.unpack(evaluate(inputs, feed))
+        values = evaluate(inputs, feed)
+        operands = proposal.unpack(values)
         if not bool(torch.isfinite(operands.scales).all()):
             return "its scales hold NaN or infinity"
-        if known.found is not None:
+        if known.by_value or _may_overflow(operands.scales, value(product.weight).dtype):
             dense = evaluate([product.weight], feed)[0]
-            wrong = disagreement(dense.t() if product.transposed else dense, operands, proposal.group, "")
+            wrong = disagreement(dense.t() if product.transposed else dense, operands, proposal.group, proposal.codebook)
             if wrong is not None:
-                return f"close to a lattice, but not on it: {wrong}"
+                return f"its weight is not what it was read as: {wrong}"
+            if not in_range(operands.codes, proposal.bits, operands.zeros is None):
+                return f"its codes need more than {proposal.bits} bits"
+        if known.found is None:
+            known = replace(known, narrow=fits_four_bits(operands, proposal), straight=is_in_order(operands))
+            proposal, _ = self._build(product, leaves, known)
+            operands = proposal.unpack(values)
         most = 1 << proposal.bits
         span = (0, 0)
         if operands.zeros is not None and operands.zeros.numel():
             span = (int(operands.zeros.min()), int(operands.zeros.max()))
             if proposal.bits < 8 and (span[0] < 0 or span[1] > most):
                 return f"its zero points {span[0]} .. {span[1]} are outside 0 .. {most}"
-        narrow = known.found is None and _fits_four_bits(operands, proposal)
-        return _Known(known.reader, known.ordinal, known.found, known.by_value or narrow, span, operands.scales.dtype, narrow)
+        return replace(known, zero_range=span, scale_dtype=operands.scales.dtype)
 
 
-def _fits_four_bits(operands: Operands, proposal: Proposal) -> bool:
-    """Whether an 8-bit container holds 4-bit codes (own code often stores int4 in int8)."""
-    if proposal.bits != 8 or proposal.codebook or operands.zeros is not None or operands.codes.numel() == 0:
-        return False
-    low, high = torch.aminmax(operands.codes)
-    return int(low) >= -8 and int(high) <= 7
+# Operators whose result follows from their arguments by one formula, whatever the values are. Not among them: comparisons, clamping,
+# sorting, rounding; what contains those is only believed for the values it was checked with.
+_ARITHMETIC = frozenset(
+    """
+    view reshape _unsafe_view permute t transpose unsqueeze squeeze expand clone alias detach lift_fresh_copy copy unfold as_strided
+    slice select split split_with_sizes unbind stack cat unflatten flatten repeat repeat_interleave flip roll
+    slice_scatter select_scatter constant_pad_nd index index_select gather embedding
+    arange iota full zeros ones empty full_like zeros_like ones_like empty_like new_zeros new_ones new_full scalar_tensor
+    _to_copy convert_element_type mul add sub rsub neg div reciprocal pow remainder floor_divide
+    bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
+    __and__ __or__ __xor__ __lshift__ __rshift__ __ilshift__ __irshift__ lshift rshift
+    dequantize_packed
+    """.split()
+)
 
 
-def _narrowed(proposal: Proposal) -> Proposal:
-    return Proposal(proposal.format, 4, proposal.group, proposal.unpack, proposal.symmetric, proposal.act_order, proposal.codebook)
+def _is_arithmetic(nodes: Sequence[fx.Node]) -> bool:
+    for node in nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target.overloadpacket.__name__ not in _ARITHMETIC:
+            return False
+    return True
+
+
+def _may_overflow(scales: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a code times a scale may exceed what `dtype` holds."""
+    return scales.numel() > 0 and float(scales.abs().max()) * 256 > torch.finfo(dtype).max
 
 
 def _dtypes(leaves: Sequence[fx.Node]) -> str:

@@ -30,9 +30,12 @@ class Constant:
     tensor: Tensor
 
     @property
-    def identity(self) -> tuple[int, int, int]:
-        """Equal exactly while the value is: object, in-place version and address (`p.data = t` moves only the address)."""
-        return id(self.tensor), self.tensor._version, self.tensor.data_ptr()
+    def identity(self) -> tuple[int, int, int, int]:
+        """Equal while the value is, as long as tensor and storage live: `p.data = t` changes neither object nor version, but the storage.
+
+        The storage's own address rather than that of its memory, so that a weight stays itself when its memory is released.
+        """
+        return id(self.tensor), self.tensor._version, self.tensor.untyped_storage()._cdata, self.tensor.storage_offset()
 
 
 def value(node: fx.Node) -> Any:

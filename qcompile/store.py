@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from torch.multiprocessing.reductions import StorageWeakRef
+
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph import Constant, evaluate, literal, structural_key, subgraph
 from qcompile.memory import retired
@@ -86,10 +88,28 @@ def is_released(leaf: Tensor) -> bool:
     return leaf.numel() > 0 and leaf.untyped_storage().size() == 0
 
 
+class Leaves:
+    """Raw weights as something was derived from them: `same` while these very tensors live, on the same storages.
+
+    An identity alone (Constant.identity) may come back: ids and addresses of what died are used again.
+    """
+
+    __slots__ = ("storages", "tensors")
+
+    def __init__(self, leaves: Sequence[Constant]) -> None:
+        self.tensors = tuple(weakref.ref(leaf.tensor) for leaf in leaves)
+        self.storages = tuple(StorageWeakRef(leaf.tensor.untyped_storage()) for leaf in leaves)
+
+    def same(self, leaves: Sequence[Constant]) -> bool:
+        """Whether these are still the same tensors; together with equal identities that means equal content."""
+        alive = all(reference() is leaf.tensor for reference, leaf in zip(self.tensors, leaves, strict=True))
+        return alive and not any(storage.expired() for storage in self.storages)
+
+
 @dataclass(slots=True)
 class _Entry:
     values: tuple[Tensor, ...]
-    leaves: tuple["weakref.ref[Tensor]", ...]
+    leaves: Leaves
     released: bool = False
 
 
@@ -106,9 +126,9 @@ class Store:
         key = (recipe.key, recipe.retire, *(leaf.identity for leaf in leaves))
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
+            if entry is None or not entry.leaves.same(leaves):
                 values = recipe.evaluate([leaf.tensor for leaf in leaves])
-                entry = _Entry(values, tuple(weakref.ref(leaf.tensor) for leaf in leaves))
+                entry = _Entry(values, Leaves(leaves))
                 self._entries[key] = entry
                 for leaf in leaves:
                     self._watch(leaf.tensor, key)
@@ -137,21 +157,10 @@ class Store:
     def release(self, leaf: Constant) -> None:
         """Free the raw weight's memory; results made from it stay, and are found again by the tensor without memory."""
         with self._lock:
-            before = leaf.identity
             leaf.tensor.untyped_storage().resize_(0)
-            after = leaf.identity
-            for key in list(self._of_leaf.get(id(leaf.tensor), ())):
-                entry = self._entries.pop(key, None)
-                if entry is None:
-                    continue
-                entry.released = True
-                new = tuple(after if part == before else part for part in key)
-                self._entries[new] = entry
-                for reference in entry.leaves:
-                    tensor = reference()
-                    if tensor is not None:
-                        self._of_leaf.setdefault(id(tensor), set()).discard(key)
-                        self._of_leaf[id(tensor)].add(new)
+            for key in self._of_leaf.get(id(leaf.tensor), ()):
+                if key in self._entries:
+                    self._entries[key].released = True
 
     def clear(self) -> None:
         """Forget every result that can be made again."""

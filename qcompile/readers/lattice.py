@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Distance from the next integer up to which a quotient counts as one; bfloat16 rounds 15 * s by up to 0.06 s.
-_NEAR = 0.3
+from qcompile.check import rounded_to, tolerance
+
 _CHUNK_ELEMENTS = 1 << 22
 
 
@@ -72,6 +72,7 @@ def _safe(scales: Tensor) -> Tensor:
 def find(dense: Tensor, candidates: Sequence[Tensor]) -> Found | str:
     """How `dense` [N, K] lies on the lattice of one of the candidate tensors, with the fewest bits; or why it does not."""
     n, k = dense.shape
+    rounded = rounded_to(dense)
     best: Found | None = None
     for number, candidate in enumerate([*candidates, None]):
         for layout, group in layouts(candidate.shape, n, k) if candidate is not None else (("unit", k),):
@@ -80,7 +81,7 @@ def find(dense: Tensor, candidates: Sequence[Tensor]) -> Found | str:
             scales = dense if candidate is None else candidate
             for index in (None, *_group_indices(candidates, k, k // group)):
                 perm = None if index is None else torch.argsort(candidates[index].long(), stable=True)
-                width = _width(dense, arrange(scales, layout, n, k, group), group, perm)
+                width = _width(dense, rounded, arrange(scales, layout, n, k, group), group, perm)
                 if width is not None and (best is None or width[0] < best.bits):
                     best = Found(number, layout, group, width[0], width[1], index)
     return best if best is not None else "divided by each of its scales the weight does not become integers of 8 bits or fewer"
@@ -97,7 +98,7 @@ def _group_indices(candidates: Sequence[Tensor], k: int, groups: int) -> list[in
     return found
 
 
-def _width(dense: Tensor, scales: Tensor, group: int, perm: Tensor | None) -> tuple[int, bool] | None:
+def _width(dense: Tensor, rounded: torch.dtype, scales: Tensor, group: int, perm: Tensor | None) -> tuple[int, bool] | None:
     """(bits, symmetric) of dense / scales, or None where that is not an integer matrix of 8 bits or fewer."""
     n, k = dense.shape
     if not bool(torch.isfinite(scales).all()):
@@ -109,19 +110,15 @@ def _width(dense: Tensor, scales: Tensor, group: int, perm: Tensor | None) -> tu
         part = part if perm is None else part.index_select(1, perm)
         steps = part.reshape(part.shape[0], -1, group) / _safe(scales[start : start + rows])[:, :, None]
         whole = torch.round(steps)
-        # bfloat16 keeps 8 bits: beyond 32 steps the rounding of the weight itself exceeds the fixed distance.
-        near = torch.maximum(torch.full_like(whole, _NEAR * 0.5), whole.abs() * 2.0**-7).clamp(max=0.5)
-        if not bool(((steps - whole).abs() <= near).all()):
+        if not bool(((steps - whole).abs() <= tolerance(steps, 1.0, rounded).clamp(max=0.5)).all()):
             return None
         low, high = min(low, int(whole.min())), max(high, int(whole.max()))
         least = whole.amin(-1).clamp(max=0)
         span = max(span, int((whole.amax(-1) - least).max()))
         if high - low > 510 or span > 255:
             return None
-    for bits in (4, 8):
-        half = 1 << (bits - 1)
-        if -half <= low and high < half:
-            return bits, True
+    if low >= -8 and high <= 7:
+        return 4, True
     if span <= 15 and low >= -16:
         return 4, False
-    return None
+    return (8, True) if low >= -128 and high <= 127 else None
