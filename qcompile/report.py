@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,8 @@ from rich.console import Console
 
 # JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
 EQUAL_DB = 320.0
+# The kinds of meaning.ActivationQuant in the words of the report.
+ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 per token", "token_asymmetric": "a8 asym per token", "tensor": "a8 static"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +67,8 @@ class SiteReport:
         kind = "fp" if self.codebook else "int"
         group = "per channel" if self.group == self.k else f"g{self.group}"
         extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
-        rounded = "" if self.activation in {"", "none"} else f", activations {self.activation}"
-        return f"{kind}{self.bits} {group}{extras}{rounded}"
+        rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
+        return f"{kind}{self.bits} {group}{extras}{', ' if rounded else ''}{rounded}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; infinite SQNR becomes EQUAL_DB, NaN becomes None."""
@@ -147,7 +150,7 @@ class Report:
 
     def print(self, console: Console | None = None, verbose: bool = False) -> None:
         """A rich table on `console` (default: standard output)."""
-        from qcompile.report_text import show  # noqa: PLC0415 - the renderer needs this module's types
+        from qcompile.report_table import show  # noqa: PLC0415 - the renderer needs this module's types
 
         show(self, console or Console(), verbose)
 

@@ -1,20 +1,14 @@
-"""The report for people: rows of equal layers joined, refused kernels explained once, as plain text and as a rich table."""
+"""The report for people: rows of equal layers joined, refused kernels explained once, as plain text."""
 
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from qcompile.report import Report, SiteReport
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
-WIDE = 120  # columns from which the table also shows bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ def _decision(site: SiteReport) -> tuple[object, ...]:
 
 
 def joined_paths(paths: Sequence[str]) -> str:
-    """Paths that differ in indices and in their last part, as one: layers.0-21.mlp.{gate_proj,up_proj}."""
+    """Paths that differ in indices and in their last part, as one: layers.0-21.mlp.{gate,up}_proj."""
     distinct = list(dict.fromkeys(paths))
     columns = list(zip(*(_INDEX.findall(path) for path in distinct), strict=False))
     ranges = iter([number_ranges(int(index) for index in column) for column in columns])
@@ -56,7 +50,17 @@ def joined_paths(paths: Sequence[str]) -> str:
     if len(tails) == 1 or all(tail.isdigit() for tail in tails):
         return head
     parent = head.rpartition(".")[0]
-    return f"{parent}{'.' if parent else ''}{{{','.join(tails)}}}"
+    return f"{parent}{'.' if parent else ''}{_alternatives(tails)}"
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    """Names as one, with what they end in given once: {k,v}_proj."""
+    parts = [name.split("_") for name in names]
+    same = 0
+    while same + 1 < min(map(len, parts)) and len({part[-1 - same] for part in parts}) == 1:
+        same += 1
+    ending = "".join(f"_{word}" for word in parts[0][len(parts[0]) - same :])
+    return f"{{{','.join(name.removesuffix(ending) for name in names)}}}{ending}"
 
 
 def number_ranges(numbers: Iterable[int]) -> str:
@@ -146,18 +150,27 @@ def plain(report: Report, verbose: bool = False) -> str:
         count = f"{len(row.sites)} x" if len(row.sites) > 1 else ""
         table.append((row.name, count, row.first.scheme, shape(row.first), runs_as(row.first), decibels(worst_db(row.sites))))
     widths = [max((len(cells[column]) for cells in table), default=0) for column in range(6)]
-    for row, cells in zip(listed, table, strict=True):
+    for place, (row, cells) in enumerate(zip(listed, table, strict=True)):
         padded = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True) if width)
         lines.append(f"  {padded}".rstrip())
-        lines += [f"      {text}" for text in (row.first.declined, row.first.note) if text]
-        if row.first.kernel is None:
-            lines += _reason_lines(row.sites, indent=6, count=False)
+        if row.first.note:
+            lines.append(f"      {row.first.note}")
+        following = listed[place + 1].first if place + 1 < len(listed) else None
+        # Rows in a row that have the same reasons get them once.
+        if row.first.kernel is None and (following is None or why(following) != why(row.first)):
+            lines += [f"      {row.first.declined}"] if row.first.declined else []
+            lines += _reason_lines([site for site in report.unserved if why(site) == why(row.first)], indent=6, count=False)
     if report.served:
         others = _reason_lines(report.served, indent=2, count=True)
         lines += ["", "kernels not taken", *others] if others else []
     if tail := footer(report):
         lines += ["", tail]
     return "\n".join(lines)
+
+
+def why(site: SiteReport) -> tuple[object, ...]:
+    """The reasons for a site's decision without their numbers, to tell which sites share them."""
+    return (site.kernel, template(site.declined), *((name, *map(template, texts)) for name, texts in site.reasons.items()))
 
 
 def _reason_lines(sites: Sequence[SiteReport], indent: int, count: bool) -> list[str]:
@@ -170,61 +183,3 @@ def _reason_lines(sites: Sequence[SiteReport], indent: int, count: bool) -> list
         lines.append(f"{' ' * indent}{('' if name == before else name).ljust(width)}  {sentence}{layers}")
         before = name
     return lines
-
-
-def show(report: Report, console: Console, verbose: bool = False) -> None:
-    """The report as a rich table, unserved layers in red, and the reasons below it."""
-    style = "bold green" if report.sites and not report.unserved else "bold yellow"
-    console.print(Text(report.summary, style=style))
-    if not report.sites:
-        return
-    wide = console.width >= WIDE
-    table = _table("layer", "weight", "N x K", "kernel", "SQNR", *(("bytes",) if wide else ()), right=("N x K", "SQNR", "bytes"))
-    for row in rows(report, verbose):
-        site = row.first
-        taken = f"[green]{site.kernel}[/]" if site.kernel else f"[red]{runs_as(site)}[/]"
-        before, after = sum(s.bytes_before for s in row.sites), sum(s.bytes_after for s in row.sites)
-        total = (f"{megabytes(before)} > {megabytes(after)}" if before or after else "",) if wide else ()
-        table.add_row(escape(row.name), escape(site.scheme), shape(site), taken, decibels(worst_db(row.sites)), *total)
-        if site.note:
-            table.add_row(f"[dim]  {escape(site.note)}[/]")
-    console.print(table)
-    _show_unserved(report, console)
-    _show_refusals("kernel not taken", report.served, console)
-    if tail := footer(report):
-        console.print(Text(tail, style="dim"))
-
-
-def _table(*headings: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in headings:
-        if heading in right:
-            table.add_column(heading, justify="right", no_wrap=True)
-        else:
-            table.add_column(heading, overflow="fold", no_wrap=heading == "kernel")
-    return table
-
-
-def _show_unserved(report: Report, console: Console) -> None:
-    for row in rows(Report(report.unserved)):
-        console.print()
-        console.print(Text.assemble((row.name, "red"), " has no kernel here" if row.first.reasons else " was not recognized"))
-        if row.first.declined:
-            console.print(f"  [dim]{escape(row.first.declined)}[/]")
-        _show_refusals("", row.sites, console)
-
-
-def _show_refusals(heading: str, sites: Sequence[SiteReport], console: Console) -> None:
-    found = refusals(sites)
-    if not found:
-        return
-    table = _table(heading, "why" if heading else "", "layers" if heading else "", right=("layers",))
-    table.show_header = bool(heading)
-    before = ""
-    for name, sentence, times in found:
-        count = str(times) if heading else ""
-        table.add_row("" if name == before else f"  {escape(name)}", escape(sentence), count, style="dim")
-        before = name
-    if heading:
-        console.print()
-    console.print(table)

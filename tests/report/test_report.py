@@ -92,9 +92,9 @@ def test_plain_text_groups_layers_and_explains_once() -> None:
     record([*layers(3), lm_head])
     assert str(report()) == (
         "qcompile: 9 of 10 quantized linears rewritten\n"
-        "  model.layers.0-2.self_attn.q_proj         3 x  int4 g128  64x256  zentorch.woq_linear  52 dB\n"
-        "  model.layers.0-2.mlp.{gate_proj,up_proj}  6 x  int4 g128  64x256  zentorch.woq_linear  52 dB\n"
-        "  lm_head                                        int4 g16   320x64  left as it was\n"
+        "  model.layers.0-2.self_attn.q_proj    3 x  int4 g128  64x256  zentorch.woq_linear  52 dB\n"
+        "  model.layers.0-2.mlp.{gate,up}_proj  6 x  int4 g128  64x256  zentorch.woq_linear  52 dB\n"
+        "  lm_head                                   int4 g16   320x64  left as it was\n"
         "      zentorch.woq_linear  takes a group of 32, 64 or 128, got 16\n"
         "      reference            off\n"
         "\n"
@@ -105,6 +105,13 @@ def test_plain_text_groups_layers_and_explains_once() -> None:
         "\n"
         "weights 78.3 kB before, 78.3 kB after; dense bfloat16 would be 336 kB; kernels against their reference: 52 dB or better"
     )
+
+
+def test_rows_with_the_same_reasons_get_them_once() -> None:
+    sites = [replace(BASE, module=f"layers.0.{name}", kernel=None, n=n) for name, n in (("a", 8), ("b", 16))]
+    text = Report(tuple(sites)).text()
+    assert text.count("no AMD GPU here") == 1
+    assert text.index("layers.0.b") < text.index("no AMD GPU here")
 
 
 def test_verbose_has_one_row_per_layer() -> None:
@@ -147,7 +154,7 @@ def test_dense_fallback_is_named() -> None:
     ("changes", "scheme"),
     [
         ({"symmetric": False, "group": 32}, "int4 g32 asym"),
-        ({"bits": 8, "group": 256, "activation": "int8 per token"}, "int8 per channel, activations int8 per token"),
+        ({"bits": 8, "group": 256, "activation": "token/127.5/-128@input"}, "int8 per channel, a8 per token"),
         ({"codebook": "e2m1", "group": 16}, "fp4 g16"),
         ({"act_order": True}, "int4 g128 act-order"),
         ({"bits": 0}, "?"),
@@ -201,7 +208,7 @@ def test_rich_table_shows_kernels_and_reasons(width: int) -> None:
     report().print(Console(file=stream, width=width))
     output = stream.getvalue()
     assert WOQ in output
-    assert "net[0].odd was not recognized" in output
+    assert "net[0].odd: not recognized" in output
     assert "the weight is changed [in place]" in output
     assert "no AMD GPU here" in output
     assert max(len(line) for line in output.splitlines()) <= width

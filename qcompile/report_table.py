@@ -1,0 +1,99 @@
+"""The report as rich tables: layers under the block they belong to, then layers without a kernel and why, then refused kernels."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompile.report import Report, SiteReport
+from qcompile.report_text import Row, decibels, footer, joined_paths, megabytes, refusals, rows, runs_as, shape, why, worst_db
+
+WIDE = 120  # columns from which the table also shows bytes
+
+
+def show(report: Report, console: Console, verbose: bool = False) -> None:
+    """Print the report on `console`, layers without a kernel in red."""
+    style = "bold green" if report.sites and not report.unserved else "bold yellow"
+    console.print(Text(report.summary, style=style))
+    if not report.sites:
+        return
+    console.print(_layers(rows(report, verbose), console.width >= WIDE))
+    notes = {site.note: None for site in report.sites if site.note}
+    for note in notes:
+        count = sum(1 for site in report.sites if site.note == note)
+        console.print(Text(f"  {note} ({count} layers)", style="dim"))
+    for sites in _same_reasons(report.unserved):
+        name = joined_paths([site.module for site in sites]) if len(rows(Report(sites))) == 1 else f"{len(sites)} layers"
+        state = "without a kernel here" if sites[0].reasons else "not recognized"
+        console.print()
+        console.print(Text.assemble((name, "red"), f": {state}"))
+        if sites[0].declined:
+            console.print(Text(f"  {sites[0].declined}", style="dim"))
+        _show_refusals("", sites, console)
+    _show_refusals("kernel not taken", report.served, console)
+    if tail := footer(report):
+        console.print()
+        console.print(Text(tail, style="dim"))
+
+
+def _layers(listed: Sequence[Row], wide: bool) -> Table:
+    headings = ("layer", "", "weight", "N x K", "kernel", "SQNR", *(("bytes",) if wide else ()))
+    table = _table(*headings, right=("", "N x K", "SQNR", "bytes"))
+    blocks = [_block(row.name) for row in listed]
+    before = ""
+    for row, block in zip(listed, blocks, strict=True):
+        shared = bool(block) and blocks.count(block) > 1
+        if shared and block != before:
+            table.add_row(escape(block))
+        before = block if shared else ""
+        name = f"  {row.name.removeprefix(block)[1:]}" if shared else row.name
+        site = row.first
+        taken = f"[green]{site.kernel}[/]" if site.kernel else f"[red]{runs_as(site)}[/]"
+        count = f"{len(row.sites)} x" if len(row.sites) > 1 else ""
+        first, last = sum(s.bytes_before for s in row.sites), sum(s.bytes_after for s in row.sites)
+        total = (f"{megabytes(first)} > {megabytes(last)}" if first or last else "",) if wide else ()
+        table.add_row(escape(name), count, escape(site.scheme), shape(site), taken, decibels(worst_db(row.sites)), *total)
+    return table
+
+
+def _block(name: str) -> str:
+    """The path down to the last part that is an index or a range of them: "model.layers.0-21"."""
+    parts = name.partition("{")[0].split(".")
+    last = max((place for place, part in enumerate(parts) if part[:1].isdigit()), default=-1)
+    return ".".join(parts[: last + 1]) if last + 1 < len(parts) else ""
+
+
+def _same_reasons(sites: Iterable[SiteReport]) -> list[tuple[SiteReport, ...]]:
+    groups: dict[object, list[SiteReport]] = {}
+    for site in sites:
+        groups.setdefault(why(site), []).append(site)
+    return [tuple(group) for group in groups.values()]
+
+
+def _table(*headings: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        if heading in right:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold", no_wrap=heading == "kernel")
+    return table
+
+
+def _show_refusals(heading: str, sites: Sequence[SiteReport], console: Console) -> None:
+    found = refusals(sites)
+    if not found:
+        return
+    counted = any(times != len(sites) for _, _, times in found)
+    table = _table(heading or "kernel", "why", *(("layers",) if counted else ()), right=("layers",))
+    table.show_header = bool(heading)
+    before = ""
+    for name, sentence, times in found:
+        count = str(times) if times != len(sites) else "all"
+        table.add_row("" if name == before else f"  {escape(name)}", escape(sentence), *((count,) if counted else ()), style="dim")
+        before = name
+    if heading:
+        console.print()
+    console.print(table)
