@@ -57,6 +57,16 @@ class Config(QuantizationConfigMixin):
         self.entry = entry or {}
 
 
+class LoadingLinear(nn.Linear):
+    """A Linear without `weight` while its packed tensors are being read; models' initialisation looks at `weight` and must not fail."""
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        stand_in = torch.empty((self.out_features, self.in_features), device="meta")
+        stand_in._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves it alone
+        return stand_in
+
+
 class Quantizer(HfQuantizer):
     """Before loading: parameters of the files' shapes and dtypes. Afterwards: the front door's forward."""
 
@@ -170,6 +180,8 @@ def _give_parameters(path: str, module: nn.Linear, parts: Stored) -> None:
     if "bias" in parts and module.bias is None:
         names.append("bias")
     del module.weight
+    if "weight" not in parts:
+        module.__class__ = LoadingLinear
     for name in names:
         dtype, shape = parts[name]
         module._parameters.pop(name, None)
