@@ -2,23 +2,26 @@
 # is only entered after isa.cpp has found that set.
 target_sources(_C PRIVATE
   common/isa.cpp common/memory.cpp
-  cpu/binding_isa.cpp cpu/binding_int4.cpp
-  cpu/int4.cpp cpu/int4_pack.cpp cpu/int4_generic.cpp)
+  cpu/binding_isa.cpp cpu/binding_linear.cpp cpu/binding_pack.cpp
+  cpu/level_generic.cpp cpu/linear.cpp cpu/packed.cpp)
 
 # Products and sums may be contracted to fused ones (CMAKE_CXX_EXTENSIONS OFF turns that off), and GCC 12 warns about its own
 # intrinsics headers.
-set(QCOMPILE_KERNEL_FLAGS -O3 -ffp-contract=fast $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
-set_source_files_properties(cpu/int4_generic.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS}")
+set(QCOMPILE_KERNEL_FLAGS -O3 -ffp-contract=fast)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND QCOMPILE_KERNEL_FLAGS -Wno-maybe-uninitialized -Wno-uninitialized)
+endif()
+set_source_files_properties(cpu/level_generic.cpp cpu/packed.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS}")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(QCOMPILE_AVX2 -mavx2 -mfma -mf16c)
   set(QCOMPILE_AVX512 ${QCOMPILE_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
-  set(QCOMPILE_AVX512_BF16 ${QCOMPILE_AVX512} -mavx512vnni -mavx512bf16)
-  function(qcompile_isa_sources flags)
-    target_sources(_C PRIVATE ${ARGN})
-    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS};${flags}")
+  function(qcompile_level name)
+    target_sources(_C PRIVATE cpu/level_${name}.cpp)
+    set_source_files_properties(cpu/level_${name}.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS};${ARGN}")
   endfunction()
-  qcompile_isa_sources("${QCOMPILE_AVX2}" cpu/int4_avx2.cpp)
-  qcompile_isa_sources("${QCOMPILE_AVX512}" cpu/int4_avx512.cpp)
-  qcompile_isa_sources("${QCOMPILE_AVX512_BF16}" cpu/int4_avx512_bf16.cpp)
+  qcompile_level(avx2 ${QCOMPILE_AVX2})
+  qcompile_level(avx512 ${QCOMPILE_AVX512})
+  qcompile_level(avx512_vnni ${QCOMPILE_AVX512} -mavx512vnni)
+  qcompile_level(avx512_bf16 ${QCOMPILE_AVX512} -mavx512bf16)
 endif()

@@ -1,98 +1,231 @@
-"""Target `native`: our own x86-64 (and plain C++) CPU kernels in csrc/cpu, at the best instruction-set level of the machine."""
+"""Target `native`: our own CPU kernels in csrc/cpu, at the best instruction-set level of the machine."""
+
+from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcompile.kernels import Kernel, Reasons, Site, unmet
-from qcompile.meaning import Operands
+from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
-from qcompile.targets.native_ops import missing_ops, packed_int4_bytes
+from qcompile.targets.native_ops import missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
+MOST_GROUP = 65536  # beyond it 32-bit sums of products of bytes could overflow
+
+# How the kernels name the kinds of rounding (Rounding in csrc/cpu/linear.h).
+ROUNDINGS = {"token": 0, "token_asymmetric": 1, "tensor": 2, "group": 3}
+OWN_ROUNDING = ActivationQuant(kind="token", divisor=127.0, low=-127)
+A8_GROUP = 128  # values of x that share a scale where the checkpoint leaves the rounding to us
 
 # Time over the limit max(bytes / bandwidth, operations / peak), by rows; measured on Zen 4 with 2 threads and cold weights.
 INT4_FACTORS = ((1, 1.05), (2, 1.08), (4, 1.25), (8, 1.14), (12, 1.08), (16, 1.14), (24, 1.08))
 # float16 takes two products for one, float32 has no pair instruction: half the arithmetic rate and less.
-INT4_WIDE_FACTORS = ((1, 1.2), (2, 1.9), (4, 2.6), (8, 3.0))
+WIDE_FACTORS = ((1, 1.2), (2, 1.9), (4, 2.6), (8, 3.0))
+INT8_FACTORS = ((1, 1.05), (4, 1.1), (16, 1.2), (64, 1.15))
+INT4_A8_FACTORS = ((1, 1.05), (4, 1.15), (8, 1.3), (16, 1.35))
 
 
 def missing(where: Platform) -> Reasons:
-    """What this platform lacks for our kernels: an x86-64 or aarch64 processor of the host, or the compiled library."""
+    """What this platform lacks for our kernels: a 64-bit processor that they are written for, or the compiled library."""
     reason = None if where.simulated else missing_ops()
     return unmet(
-        (where.machine in ("x86_64", "AMD64", "aarch64", "arm64"), f"has no kernels for {where.machine or 'an unknown processor'}"),
+        (where.machine in MACHINES, f"has no kernels for {where.machine or 'an unknown processor'}"),
         (reason is None, reason or ""),
     )
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def common_refusals(site: Site) -> Reasons:
+def _common_refusals(site: Site, bits: int) -> Reasons:
     return unmet(
-        (site.device == "cpu", f"runs on the CPU, this weight is on {site.device}"),
-        (site.dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {dtype_name(site.dtype)}"),
+        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
+        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        (site.bits <= bits, f"takes weights of up to {bits} bits, got {site.bits}"),
+        (site.dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
+        (site.scale_dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (
-            site.scale_dtype in WIDE_DTYPES,
-            f"takes bfloat16, float16 or float32 scales, got {dtype_name(site.scale_dtype)}",
-        ),
-    )
-
-
-def int4_refusals(site: Site) -> Reasons:
-    return common_refusals(site) + unmet(
-        (site.bits <= 4, f"takes weights of up to 4 bits, this one has {site.bits} bits"),
-        (site.codebook == "", f"takes integer codes, these are indices of the code book {site.codebook}"),
-        (
-            0 <= site.zero_range[0] and site.zero_range[1] <= 16,
+            bits == 8 or (site.zero_range[0] >= 0 and site.zero_range[1] <= 16),
             f"takes zero points of 0 to 16, got {site.zero_range[0]} to {site.zero_range[1]}",
         ),
+        (bits == 4 or site.group <= MOST_GROUP, f"takes groups of up to {MOST_GROUP}, got {site.group}"),
     )
 
 
-def pack_extras(weight: Operands) -> tuple[Tensor, ...]:
-    """perm as int64 and bias as float32, as far as they are there."""
+def _unrounded(site: Site) -> Reasons:
+    return unmet((site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"))
+
+
+def _permitted(site: Site) -> Reasons:
+    asked = not site.activation.is_none or site.allow_a8
+    return unmet((asked, "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"))
+
+
+def refuses_int4(site: Site) -> Reasons:
+    return _common_refusals(site, 4) + _unrounded(site)
+
+
+def refuses_int8_a16(site: Site) -> Reasons:
+    return _common_refusals(site, 8) + _unrounded(site)
+
+
+def refuses_int8(site: Site) -> Reasons:
+    return (*_common_refusals(site, 8), *_permitted(site))
+
+
+def refuses_int4_a8(site: Site) -> Reasons:
+    kind = site.activation.kind
+    return (
+        *_common_refusals(site, 4),
+        *_permitted(site),
+        *unmet(
+            (kind in ("none", "token"), f"rounds activations per token or per group, this linear wants {site.activation.spec}"),
+            (
+                kind != "none" or a8_group(site) >= 16,
+                f"rounds activations in groups of 16 to {A8_GROUP}, which must divide the weight's group of {site.group}",
+            ),
+        ),
+    )
+
+
+def a8_group(site: Site) -> int:
+    """The group int4_a8 packs with: the weight's, cut into parts of at most A8_GROUP where x is rounded in the same groups."""
+    if site.group <= A8_GROUP or not site.activation.is_none:
+        return site.group
+    return gcd(site.group, A8_GROUP)
+
+
+def _extras(weight: Operands) -> tuple[Tensor, ...]:
+    """perm, bias, act_scale and act_zero as far as they are there."""
     extras = []
     if weight.perm is not None:
         extras.append(weight.perm.to(torch.int64))
     if weight.bias is not None:
         extras.append(weight.bias.to(torch.float32))
+    if weight.act_scale is not None:
+        extras.append(weight.act_scale.reshape(1))
+        if weight.act_zero is not None:
+            extras.append(weight.act_zero.reshape(1).to(torch.float32))
     return tuple(extras)
 
 
-def extras_of(packed: tuple[Tensor, ...], site: Site) -> tuple[Tensor | None, Tensor | None]:
-    """(perm, bias) of what `pack` returned."""
-    perm = packed[1] if site.act_order else None
-    return perm, packed[-1] if site.has_bias else None
-
-
-def int4_pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(packed bytes, perm if any, bias if any)."""
     packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
-    return (packed, *pack_extras(weight))
+    return (packed, *_extras(weight))
 
 
-def int4_call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    perm, bias = extras_of(packed, site)
+def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(packed bytes, perm if any, bias if any, static scale if any, its zero point if any)."""
+    packed = torch.ops.qcompile.native_int8_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
+    return (packed, *_extras(weight))
+
+
+def pack_int4_a8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """As pack_int4, with every group cut into parts of `a8_group`."""
+    group = a8_group(site)
+    parts = site.group // group
+    scales = weight.scales.repeat_interleave(parts, 1)
+    zeros = None if weight.zeros is None else weight.zeros.repeat_interleave(parts, 1)
+    packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, scales, zeros, group)
+    return (packed, *_extras(weight))
+
+
+def _perm_bias(packed: tuple[Tensor, ...], site: Site) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    rest = list(packed[1:])
+    perm = rest.pop(0) if site.act_order else None
+    bias = rest.pop(0) if site.has_bias else None
+    return perm, bias, rest
+
+
+def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    perm, bias, _ = _perm_bias(packed, site)
     y: Tensor = torch.ops.qcompile.native_int4_linear.default(x, packed[0], perm, bias, site.n, site.k, site.group)
     return y
 
 
-def int4_seconds(site: Site, m: int, where: Platform) -> float:
-    size = packed_int4_bytes(site.n, site.k, site.group, 2, zeros=not site.symmetric)
-    factors = INT4_FACTORS if site.dtype == torch.bfloat16 else INT4_WIDE_FACTORS
-    return predicted(where, size, 2.0 * m * site.n * site.k, m, factors)
+def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    perm, bias, _ = _perm_bias(packed, site)
+    y: Tensor = torch.ops.qcompile.native_int8_a16_linear.default(x, packed[0], perm, bias, site.n, site.k, site.group)
+    return y
+
+
+def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, kind: str, group: int) -> Tensor:
+    perm, bias, static = _perm_bias(packed, site)
+    scale = static[0] if static else None
+    zero = static[1] if len(static) > 1 else None
+    asked = OWN_ROUNDING if site.activation.is_none else site.activation
+    narrow = asked.arithmetic == "input"
+    y: Tensor = op(
+        x,
+        packed[0],
+        perm,
+        bias,
+        scale,
+        zero,
+        site.n,
+        site.k,
+        group,
+        ROUNDINGS[kind],
+        float(asked.divisor),
+        float(asked.low),
+        narrow,
+    )
+    return y
+
+
+def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    kind = "token" if site.activation.is_none else site.activation.kind
+    return _call_rounded(torch.ops.qcompile.native_int8_linear.default, x, packed, site, kind, site.group)
+
+
+def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    kind = "group" if site.activation.is_none else site.activation.kind
+    return _call_rounded(torch.ops.qcompile.native_int4_a8_linear.default, x, packed, site, kind, a8_group(site))
+
+
+def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tuple[int, float], ...], *, int8: bool) -> float:
+    size = packed_bytes(bits, site.n, site.k, site.group, 2, zeros=not site.symmetric)
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, factors, int8=int8)
+
+
+def _wide(site: Site) -> tuple[tuple[int, float], ...]:
+    return INT4_FACTORS if site.dtype == torch.bfloat16 else WIDE_FACTORS
 
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(
         name="native.int4",
         missing=missing,
-        refuses=lambda site: int4_refusals(site)
-        + unmet((site.activation.is_none, f"leaves activations as they are, this layer wants {site.activation.kind} int8")),
-        pack=int4_pack,
-        call=int4_call,
-        seconds=int4_seconds,
+        refuses=refuses_int4,
+        pack=pack_int4,
+        call=call_int4,
+        seconds=lambda site, m, where: _seconds(site, m, where, 4, _wide(site), int8=False),
+    ),
+    Kernel(
+        name="native.int8",
+        missing=missing,
+        refuses=refuses_int8,
+        pack=pack_int8,
+        call=call_int8,
+        seconds=lambda site, m, where: _seconds(site, m, where, 8, INT8_FACTORS, int8=True),
+        default_activation=OWN_ROUNDING,
+    ),
+    Kernel(
+        name="native.int8_a16",
+        missing=missing,
+        refuses=refuses_int8_a16,
+        pack=pack_int8,
+        call=call_int8_a16,
+        seconds=lambda site, m, where: _seconds(site, m, where, 8, _wide(site), int8=False),
+    ),
+    Kernel(
+        name="native.int4_a8",
+        missing=missing,
+        refuses=refuses_int4_a8,
+        pack=pack_int4_a8,
+        call=call_int4_a8,
+        seconds=lambda site, m, where: _seconds(site, m, where, 4, INT4_A8_FACTORS, int8=True),
     ),
 )

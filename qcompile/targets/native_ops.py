@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from qcompile.native import missing
 
@@ -10,34 +11,49 @@ _LINE = 64
 _BLOCK = 16
 
 
-def packed_int4_bytes(n: int, k: int, group: int, scale_bytes: int, *, zeros: bool) -> int:
-    """Size of a tensor of `native_int4_pack`: header, codes, scales and zeros, as csrc/cpu/int4.h lays them out."""
+def packed_bytes(bits: int, n: int, k: int, group: int, scale_bytes: int, *, zeros: bool) -> int:
+    """Size of a packed weight of 4 or 8 bits: header, codes, scales, zeros and sums, as csrc/cpu/packed.h lays them out."""
     group = min(group, k)
-    blocks, groups, group_lines = -(-n // _BLOCK), -(-k // group), -(-group // 8)
-    codes = blocks * groups * group_lines * _LINE
+    line_k = 32 // bits
+    blocks, groups, group_lines = -(-n // _BLOCK), -(-k // group), -(-group // line_k)
     meta = blocks * groups * _BLOCK
-    return _LINE + codes + meta * scale_bytes + (meta if zeros else 0)
+    per_group = scale_bytes + (1 if zeros else 0) + (4 if bits == 8 else 0)
+    return _LINE + blocks * groups * group_lines * _LINE + meta * per_group
 
 
-def _fake_int4_pack(
-    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, group: int
-) -> torch.Tensor:
+def _fake_int4_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Tensor:
     n, k = codes.shape
-    size = packed_int4_bytes(int(n), int(k), group, scales.element_size(), zeros=zeros is not None)
-    return codes.new_empty((size,), dtype=torch.uint8)
+    return codes.new_empty((packed_bytes(4, n, k, group, scales.element_size(), zeros=zeros is not None),), dtype=torch.uint8)
 
 
-def _fake_int4_linear(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    perm: torch.Tensor | None,
-    bias: torch.Tensor | None,
+def _fake_int8_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Tensor:
+    n, k = codes.shape
+    return codes.new_empty((packed_bytes(8, n, k, group, scales.element_size(), zeros=zeros is not None),), dtype=torch.uint8)
+
+
+def _fake_linear(
+    x: Tensor, packed: Tensor, perm: Tensor | None, bias: Tensor | None, n: int, k: int, group: int, *, level: int = -1
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _fake_rounded_linear(
+    x: Tensor,
+    packed: Tensor,
+    perm: Tensor | None,
+    bias: Tensor | None,
+    act_scale: Tensor | None,
+    act_zero: Tensor | None,
     n: int,
     k: int,
     group: int,
+    rounding: int,
+    divisor: float,
+    low: float,
+    narrow: bool,
     *,
     level: int = -1,
-) -> torch.Tensor:
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -48,7 +64,15 @@ def missing_ops() -> str | None:
     if reason is not None:
         return reason
     torch.library.register_fake("qcompile::native_int4_pack", _fake_int4_pack)
-    torch.library.register_fake("qcompile::native_int4_linear", _fake_int4_linear)
+    torch.library.register_fake("qcompile::native_int8_pack", _fake_int8_pack)
+    torch.library.register_fake("qcompile::native_int4_linear", _fake_linear)
+    torch.library.register_fake("qcompile::native_int8_a16_linear", _fake_linear)
+    torch.library.register_fake("qcompile::native_int8_linear", _fake_rounded_linear)
+    torch.library.register_fake("qcompile::native_int4_a8_linear", _fake_rounded_linear)
+    try:
+        torch.ops.qcompile.native_isa(-1)
+    except RuntimeError as error:  # QCOMPILE_ISA names a level that is not there
+        return str(error).splitlines()[0]
     return None
 
 

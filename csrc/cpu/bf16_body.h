@@ -1,0 +1,201 @@
+// 4-bit and 8-bit weights with pairs of bfloat16 (AVX512_BF16).
+//
+// 4 bit: a nibble ORed into the bit pattern 0x4300 is the bfloat16 number 128 + u exactly, so one load of 64 bytes gives four
+// vectors of weight pairs with three shifts and four VPTERNLOGD; the 128 and the zero point leave with one multiple of the
+// sum of x per group.
+// 8 bit: a byte is made a float32 by putting it, sign bit flipped, into the mantissa of a large power of two that is then
+// subtracted; -128..127 fills no more than the upper half of the float32, which is the bfloat16.
+// float16 input is split exactly into two bfloat16 rows (high and low part) whose results are added.
+// Decoding again for every panel of 12 rows is cheaper than decoding once into memory and loading: it runs on ports that
+// the multiplier leaves free.
+// Instructions: https://www.intel.com/content/www/us/en/docs/intrinsics-guide (VDPBF16PS, VPTERNLOGD, VCVTNEPS2BF16).
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/panels.h"
+
+namespace qcompile {
+namespace {
+
+inline __m512 load_scales(const PackedWeight& weight, int64_t meta) {
+  if (weight.shape.scale_kind == ScaleKind::f32) return _mm512_loadu_ps(weight.scales + meta * 4);
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + meta * 2));
+  if (weight.shape.scale_kind == ScaleKind::fp16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// What one unit of the sum of x is worth.
+template <int kBits>
+inline __m512 load_offsets(const PackedWeight& weight, int64_t meta) {
+  if (weight.zeros == nullptr) return _mm512_set1_ps(kBits == 4 ? 136.0f : 0.0f);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.zeros + meta));
+  if constexpr (kBits == 8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(128)));
+}
+
+inline __mmask16 lanes_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+
+inline __m512 load_bias(const PanelArgs& args, int64_t column) {
+  if (args.output.bias == nullptr) return _mm512_setzero_ps();
+  return _mm512_maskz_loadu_ps(lanes_of(args.weight->shape.n - column), args.output.bias + column);
+}
+
+inline void store_row(const PanelArgs& args, int64_t row, int64_t column, __m512 value) {
+  const __mmask16 lanes = lanes_of(args.weight->shape.n - column);
+  uint16_t* at = static_cast<uint16_t*>(args.output.y) + row * args.output.stride + column;
+  const __m256i half = args.dtype == Dtype::fp16
+                           ? _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                           : reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+  _mm256_mask_storeu_epi16(at, lanes, half);
+}
+
+inline __m512bh pair_of(const uint32_t* pair) { return reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*pair))); }
+
+// Pairs of k of a line, in order.
+template <int kBits>
+struct Decoded {
+  __m512bh pairs[kBits == 4 ? 4 : 2];
+};
+
+inline __m512bh decode_nibbles(__m512i line) {
+  return reinterpret_cast<__m512bh>(
+      _mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x43004300), 0xea));
+}
+
+// Bytes 0 and 1 of each word, as a pair. (byte ^ 0x80) in the mantissa of 2^23 is 2^23 + 128 + byte, in that of 2^15, eight
+// bits further up, 2^15 + 128 + byte.
+inline __m512bh decode_bytes(__m512i line) {
+  constexpr int kAndXor = 0x6a;  // (a & b) ^ c
+  const __m512i low = _mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0x000000ff), _mm512_set1_epi32(0x4b000080), kAndXor);
+  const __m512i high = _mm512_ternarylogic_epi32(line, _mm512_set1_epi32(0x0000ff00), _mm512_set1_epi32(0x47008000), kAndXor);
+  const __m512 first = _mm512_sub_ps(_mm512_castsi512_ps(low), _mm512_set1_ps(8388608.0f + 128.0f));
+  const __m512 second = _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(32768.0f + 128.0f));
+  return reinterpret_cast<__m512bh>(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16), _mm512_castps_si512(second)));
+}
+
+inline Decoded<4> decode(const uint8_t* line, Decoded<4>*) {
+  const __m512i codes = _mm512_loadu_si512(line);
+  return {{decode_nibbles(codes), decode_nibbles(_mm512_srli_epi32(codes, 4)), decode_nibbles(_mm512_srli_epi32(codes, 8)),
+           decode_nibbles(_mm512_srli_epi32(codes, 12))}};
+}
+
+inline Decoded<8> decode(const uint8_t* line, Decoded<8>*) {
+  const __m512i codes = _mm512_loadu_si512(line);
+  return {{decode_bytes(codes), decode_bytes(_mm512_srli_epi32(codes, 16))}};
+}
+
+// `count` values of one row of x from position k on as one or two parts of bfloat16, zero up to `padded`.
+constexpr int64_t kPiece = 512;
+inline void stage(const LinearInput& input, int64_t row, int64_t k, int64_t count, int64_t padded, uint16_t parts[2][kPiece]) {
+  const uint16_t* x = static_cast<const uint16_t*>(input.x) + row * input.stride;
+  if (input.perm == nullptr) {
+    __builtin_memcpy(parts[0], x + k, static_cast<size_t>(count) * 2);
+  } else {
+    for (int64_t i = 0; i < count; ++i) parts[0][i] = x[input.perm[k + i]];
+  }
+  for (int64_t i = count; i < padded; ++i) parts[0][i] = 0;
+  if (input.dtype != Dtype::fp16) return;
+  for (int64_t i = 0; i < padded; i += 16) {
+    const __mmask16 lanes = lanes_of(padded - i);
+    const __m512 value = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, parts[0] + i));
+    // The high part is cut, not rounded: the rest then has at most 3 significant bits and the sign of the value.
+    const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(value), 16);
+    const __m512 low = _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(high, 16)));
+    _mm256_mask_storeu_epi16(parts[0] + i, lanes, _mm512_cvtepi32_epi16(high));
+    _mm256_mask_storeu_epi16(parts[1] + i, lanes, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(low)));
+  }
+}
+
+inline __m512 add_sums(__m512 sum, const uint16_t* values, int64_t count) {
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80));
+  for (int64_t i = 0; i < count; i += 32) {
+    const __mmask32 lanes = count - i >= 32 ? 0xffffffffu : (1u << (count - i)) - 1;
+    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(lanes, values + i)), ones);
+  }
+  return sum;
+}
+
+template <int kBits>
+struct Bf16Body {
+  static constexpr int64_t kMostRows = 12;  // 12 accumulators, 12 totals and the decoded weights fill the registers
+  static constexpr int64_t kLineK = 32 / kBits;
+  static constexpr int kLinePairs = 16 / kBits;
+
+  static int64_t parts(Dtype dtype) { return dtype == Dtype::fp16 ? 2 : 1; }
+
+  // A prepared panel of R rows: [groups][R] float sums of x, then [pairs of k][R] pairs.
+  static int64_t row_bytes(const PackedShape& shape) { return shape.padded_k() * 2 + shape.groups() * 4; }
+
+  template <int R>
+  static void run_panel(const PanelArgs& args) {
+    // VDPBF16PS takes some 6 cycles and one starts every cycle: few rows need several chains each.
+    constexpr int kChains = R <= 2 && kLinePairs == 4 ? 4 : R <= 5 ? 2 : 1;
+    const PackedWeight& weight = *args.weight;
+    const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines();
+    const float* const sums = reinterpret_cast<const float*>(args.panel);
+    const uint32_t* const pairs = reinterpret_cast<const uint32_t*>(args.panel + groups * R * 4);
+    const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
+    for (int64_t block = args.begin; block < args.end; ++block) {
+      __m512 total[R];
+      for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+      const uint32_t* x = pairs;
+      for (int64_t g = 0; g < groups; ++g) {
+        __m512 sum[R][kChains];
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < kChains; ++c) sum[r][c] = _mm512_setzero_ps();
+        for (int64_t l = 0; l < group_lines; ++l, line += kLineBytes, x += kLinePairs * R) {
+          _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+          const Decoded<kBits> w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
+          for (int p = 0; p < kLinePairs; ++p)
+            for (int r = 0; r < R; ++r)
+              sum[r][p % kChains] = _mm512_dpbf16_ps(sum[r][p % kChains], w.pairs[p], pair_of(x + p * R + r));
+        }
+        const int64_t meta = (block * groups + g) * kBlock;
+        const __m512 scale = load_scales(weight, meta), offset = load_offsets<kBits>(weight, meta);
+        for (int r = 0; r < R; ++r) {
+          __m512 all = sum[r][0];
+          if constexpr (kChains == 2) all = _mm512_add_ps(sum[r][0], sum[r][1]);
+          if constexpr (kChains == 4)
+            all = _mm512_add_ps(_mm512_add_ps(sum[r][0], sum[r][1]), _mm512_add_ps(sum[r][2], sum[r][3]));
+          all = _mm512_fnmadd_ps(offset, _mm512_set1_ps(sums[g * R + r]), all);
+          total[r] = _mm512_fmadd_ps(all, scale, total[r]);
+        }
+      }
+      const __m512 bias = load_bias(args, block * kBlock);
+      if (args.dtype == Dtype::fp16) {
+        for (int r = 0; r + 1 < R; r += 2)
+          store_row(args, r / 2, block * kBlock, _mm512_add_ps(_mm512_add_ps(total[r], total[r + 1]), bias));
+      } else {
+        for (int r = 0; r < R; ++r) store_row(args, r, block * kBlock, _mm512_add_ps(total[r], bias));
+      }
+    }
+  }
+
+  static void prepare_panel(const PackedWeight& weight, const LinearInput& input, uint8_t* out, int64_t first, int64_t count) {
+    const PackedShape& shape = weight.shape;
+    const int64_t split = parts(input.dtype), rows = count * split, groups = shape.groups(), group_k = shape.group_k();
+    float* const sums = reinterpret_cast<float*>(out);
+    uint32_t* const pairs = reinterpret_cast<uint32_t*>(out + groups * rows * 4);
+    alignas(64) uint16_t staged[2][kPiece];
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t group_end = smaller((g + 1) * shape.group, shape.k);
+        __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int64_t at = 0; at < group_k; at += kPiece) {
+          const int64_t k = g * shape.group + at, padded = smaller(kPiece, group_k - at);
+          stage(input, first + row, k, larger(0, smaller(padded, group_end - k)), padded, staged);
+          for (int64_t part = 0; part < split; ++part) {
+            sum[part] = add_sums(sum[part], staged[part], padded);
+            uint32_t* to = pairs + (g * group_k + at) / 2 * rows + row * split + part;
+            for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
+          }
+        }
+        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = _mm512_reduce_add_ps(sum[part]);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace qcompile

@@ -1,0 +1,142 @@
+// 4-bit and 8-bit weights times float32 numbers: one body for every ISA.
+//
+// The integer (word & mask of a code) is u * 2^place, so the x of that k is multiplied by 2^-place beforehand (exact) and
+// no shift is needed; only the code that reaches the sign bit is shifted down. 8-bit codes are made unsigned by flipping
+// their sign bits, which adds 128 to the zero point.
+// With kRounded, x is rounded to 8 bit first and multiplied as the float32 numbers that the codes stand for.
+// Sums are kept for at most 128 values of k before they are scaled and added to the total, which bounds the rounding error.
+#pragma once
+
+#include "cpu/quantize.h"
+
+namespace qcompile {
+namespace {
+
+template <int kBits, int64_t kRows, bool kRounded = false>
+struct FloatBody {
+  static constexpr int64_t kMostRows = kRows;
+  static constexpr int kLineK = 32 / kBits;
+  static constexpr int64_t kRunLines = 128 / kLineK;  // lines summed before scaling
+  static constexpr int32_t kFlipped = kBits == 8 ? 128 : 0;
+
+  static int64_t parts(Dtype) { return 1; }
+
+  // Runs of lines that are summed before scaling, in a group.
+  static int64_t group_runs(const PackedShape& shape) { return (shape.group_lines() + kRunLines - 1) / kRunLines; }
+
+  // A prepared panel of R rows: [groups][runs][R] sums of x, then [padded k][R] scaled x.
+  static int64_t row_bytes(const PackedShape& shape) { return (shape.padded_k() + shape.groups() * group_runs(shape)) * 4; }
+
+  // Bit at which the code of a line's k begins.
+  static constexpr int place(int k) { return kBits == 8 ? 8 * k : 4 * (k / 2 + k % 2 * 4); }
+  static constexpr bool reaches_sign(int k) { return place(k) + kBits == 32; }
+
+  template <int K>
+  static inline Floats decode(const Words& word) {
+    constexpr uint32_t kCode = (1u << kBits) - 1;
+    if constexpr (reaches_sign(K)) return to_floats(same_bits<Ints>(word >> (32 - kBits)));
+    return to_floats(same_bits<Ints>(word & (kCode << (place(K) & 31))));
+  }
+
+  template <int R, int K>
+  static inline void add_products(const Words (&words)[kParts], const float* x, Floats (&sum)[R][kParts]) {
+    Floats w[kParts];
+    for (int part = 0; part < kParts; ++part) w[part] = decode<K>(words[part]);
+    for (int r = 0; r < R; ++r) {
+      const Floats value = all(x[K * R + r]);
+      for (int part = 0; part < kParts; ++part) sum[r][part] += w[part] * value;
+    }
+  }
+
+  template <int R, int... K>
+  static inline void add_line(const uint8_t* line, const float* x, Floats (&even)[R][kParts], Floats (&odd)[R][kParts],
+                              std::integer_sequence<int, K...>) {
+    Words words[kParts];
+    for (int part = 0; part < kParts; ++part) {
+      words[part] = load<Words>(line + part * kWidth * 4);
+      if constexpr (kFlipped != 0) words[part] ^= 0x80808080u;
+    }
+    // Few rows leave the multipliers waiting for the sum before: even and odd k then have sums of their own.
+    if constexpr (R * kParts < 8)
+      (add_products<R, K>(words, x, K % 2 == 0 ? even : odd), ...);
+    else
+      (add_products<R, K>(words, x, even), ...);
+  }
+
+  template <int R>
+  static void run_panel(const PanelArgs& args) {
+    const PackedWeight& weight = *args.weight;
+    const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines(), runs = group_runs(weight.shape);
+    const float* const sums = reinterpret_cast<const float*>(args.panel);
+    const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
+    for (int64_t block = args.begin; block < args.end; ++block) {
+      Floats total[R][kParts] = {};
+      const float* x = sums + groups * runs * R;
+      for (int64_t g = 0; g < groups; ++g) {
+        Floats scale[kParts], zero[kParts];
+        for (int part = 0; part < kParts; ++part) {
+          const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
+          scale[part] = load_scales(weight, meta);
+          zero[part] = load_zeros(weight, meta, kFlipped, kBits == 4 ? 8 : 0);
+        }
+        for (int64_t run = 0; run < runs; ++run) {
+          Floats even[R][kParts] = {}, odd[R][kParts] = {};
+          const int64_t count = smaller(kRunLines, group_lines - run * kRunLines);
+          for (int64_t l = 0; l < count; ++l, line += kLineBytes, x += kLineK * R) {
+            __builtin_prefetch(line + kAhead);
+            add_line<R>(line, x, even, odd, std::make_integer_sequence<int, kLineK>());
+          }
+          for (int r = 0; r < R; ++r) {
+            const Floats sum_x = all(sums[(g * runs + run) * R + r]);
+            for (int part = 0; part < kParts; ++part) {
+              if constexpr (R * kParts < 8) even[r][part] += odd[r][part];
+              total[r][part] += scale[part] * (even[r][part] - zero[part] * sum_x);
+            }
+          }
+        }
+      }
+      for (int r = 0; r < R; ++r) store_row(args, r, block * kBlock, total[r]);
+    }
+  }
+
+  static void round_values(const Activation& activation, const RowScale& scale, float* values, int64_t count) {
+    int8_t codes[kRunLines * kLineK];
+    if (count <= 0) return;
+    quantize(activation, scale, values, count, codes);
+    for (int64_t i = 0; i < count; ++i) values[i] = (static_cast<float>(codes[i]) - scale.zero) * scale.scale;
+  }
+
+  static void prepare_panel(const PackedWeight& weight, const LinearInput& input, uint8_t* out, int64_t first, int64_t count) {
+    const PackedShape& shape = weight.shape;
+    const int64_t groups = shape.groups(), runs = group_runs(shape), group_k = shape.group_k();
+    float* const sums = reinterpret_cast<float*>(out);
+    float* const scaled = sums + groups * runs * count;
+    float places[kLineK];
+    for (int i = 0; i < kLineK; ++i) places[i] = reaches_sign(i) ? 1.0f : 1.0f / static_cast<float>(1u << place(i));
+    RowScale scale = {1.0f, 0.0f};
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        if (kRounded && (g == 0 || input.activation.rounding == Rounding::group)) scale = find_scale(shape, input, first + row, g);
+        for (int64_t run = 0; run < runs; ++run) {
+          const int64_t from = run * kRunLines * kLineK, padded = smaller(kRunLines * kLineK, group_k - from);
+          float values[kRunLines * kLineK], sum[kLineK] = {};
+          read_group(shape, input, first + row, g, from, padded, values);
+          if (kRounded) round_values(input.activation, scale, values, smaller(padded, shape.k - g * shape.group - from));
+          float* to = scaled + (g * group_k + from) * count + row;
+          for (int64_t i = 0; i < padded; i += kLineK) {
+            for (int j = 0; j < kLineK; ++j, to += count) {
+              sum[j] += values[i + j];
+              *to = values[i + j] * places[j];
+            }
+          }
+          float all_sums = 0.0f;
+          for (int j = 0; j < kLineK; j += 2) all_sums += sum[j] + sum[j + 1];
+          sums[(g * runs + run) * count + row] = all_sums;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace qcompile

@@ -1,0 +1,21 @@
+// Level "avx2": 16 registers of 8 floats. 2 x 5 sums, two decoded vectors and a number of x fit; totals live in memory.
+#define QCOMPILE_WIDTH 8
+#include "cpu/dots.h"
+#include "cpu/float_body.h"
+#include "cpu/int4_a8_body.h"
+#include "cpu/int8_body.h"
+
+namespace qcompile {
+namespace {
+
+constexpr int64_t kRows = 5;
+constexpr LinearKernel kInt4 = Panels<FloatBody<4, kRows>>::kernel("int4_avx2");
+constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_avx2");
+constexpr LinearKernel kInt8 = Panels<Int8Body<WordDot, kRows>>::kernel("int8_avx2");
+constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleMaddDot, kRows>>::kernel("int4_a8_avx2");
+
+}  // namespace
+
+const LevelKernels kAvx2Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8};
+
+}  // namespace qcompile

@@ -1,0 +1,21 @@
+// Level "avx512": 32 registers of 16 floats; 12 sums and 12 totals of a panel fit.
+#define QCOMPILE_WIDTH 16
+#include "cpu/dots.h"
+#include "cpu/float_body.h"
+#include "cpu/int4_a8_body.h"
+#include "cpu/int8_body.h"
+
+namespace qcompile {
+namespace {
+
+constexpr int64_t kRows = 12;
+constexpr LinearKernel kInt4 = Panels<FloatBody<4, kRows>>::kernel("int4_avx512");
+constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_avx512");
+constexpr LinearKernel kInt8 = Panels<Int8Body<WordDot, kRows>>::kernel("int8_avx512");
+constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleMaddDot, kRows>>::kernel("int4_a8_avx512");
+
+}  // namespace
+
+const LevelKernels kAvx512Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8};
+
+}  // namespace qcompile

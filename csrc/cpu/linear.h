@@ -1,0 +1,77 @@
+// One interface for all our quantized products, y = act(x) @ W.T + bias, without torch; and the table of implementations.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+#include "cpu/packed.h"
+
+namespace qcompile {
+
+enum class Dtype : int { bf16 = 0, fp16 = 1, f32 = 2 };
+
+// What is multiplied: see the file of each body.
+enum class Family : int {
+  int4 = 0,      // 4-bit weights, x as it is
+  int8_a16 = 1,  // 8-bit weights, x as it is
+  int8 = 2,      // 8-bit weights, x rounded to 8 bit
+  int4_a8 = 3,   // 4-bit weights, x rounded to 8 bit
+};
+
+// How x is rounded (the formulas are those of ActivationQuant in qcompile/meaning.py).
+enum class Rounding : int {
+  token = 0,             // symmetric, one scale for each row
+  token_asymmetric = 1,  // one scale and zero point for each row
+  tensor = 2,            // one given scale and zero point
+  group = 3,             // symmetric, one scale for each row and group of the weight
+};
+
+struct Activation {
+  Rounding rounding = Rounding::token;
+  float divisor = 127.0f;  // of token and group: scale = max|x| / divisor
+  float low = -127.0f;     // least code of token and group
+  float scale = 1.0f, zero = 0.0f;  // of tensor
+  Dtype steps = Dtype::f32;         // every step of the arithmetic is rounded to this dtype: float32, or that of x
+};
+
+struct LinearInput {
+  const void* x;        // [m, k] of `dtype`, rows `stride` elements apart
+  Dtype dtype;
+  int64_t m, stride;
+  const int64_t* perm;  // null, or k indices: position j of the weight reads x[:, perm[j]]
+  Activation activation;
+};
+
+struct LinearOutput {
+  void* y;             // [m, n] of the input's dtype, rows `stride` elements apart
+  int64_t stride;
+  const float* bias;   // null or [n]
+};
+
+// One implementation. Weights are decoded on the way to the multiplier, so there is no scratch. A caller splits m into
+// chunks of at most max_rows, prepares the input of a chunk once (ranges of panels, in parallel if it likes) and then runs
+// ranges of blocks (in parallel).
+struct LinearKernel {
+  const char* name;
+  // Rows of one preparation: bounded so that the prepared input stays in cache.
+  int64_t (*max_rows)(const PackedShape& shape);
+  int64_t (*prepared_bytes)(const PackedShape& shape, Dtype dtype, int64_t m);
+  int64_t (*panels)(Dtype dtype, int64_t m);
+  void (*prepare)(const PackedWeight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end);
+  void (*run)(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
+              int64_t begin, int64_t end);
+};
+
+// What one source file compiled for an ISA provides; null where it leaves a family to others.
+struct LevelKernels {
+  const LinearKernel* int4;
+  const LinearKernel* int8_a16;
+  const LinearKernel* int8;
+  const LinearKernel* int4_a8;
+};
+extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels;
+
+// The implementation that a level uses for a family and a dtype of x.
+const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype);
+
+}  // namespace qcompile

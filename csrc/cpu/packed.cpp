@@ -1,0 +1,211 @@
+// Packing, opening and unpacking of 4-bit and 8-bit weights; plain C++, whole words at a time.
+#include "cpu/packed.h"
+
+#include <cstring>
+
+#include "common/half.h"
+
+namespace qcompile {
+namespace {
+
+constexpr uint64_t kLowBits = 0x7f7f7f7f7f7f7f7full;
+constexpr uint64_t kHighBits = 0x8080808080808080ull;
+constexpr uint64_t kEights = 0x0808080808080808ull;
+constexpr uint64_t kOutside = 0xf0f0f0f0f0f0f0f0ull;
+
+uint64_t add_bytes(uint64_t a, uint64_t b) { return ((a & kLowBits) + (b & kLowBits)) ^ ((a ^ b) & kHighBits); }
+
+// Four nibbles, 16 bits apart, to the low 16 bits.
+uint32_t gather_nibbles(uint64_t spread) {
+  spread = (spread | spread >> 12) & 0x000000ff000000ffull;
+  return static_cast<uint32_t>((spread | spread >> 24) & 0xffffu);
+}
+
+// Eight codes of 0..15, one a byte, lowest k first, to the word of a line.
+uint32_t nibble_word(uint64_t bytes) {
+  constexpr uint64_t kEven = 0x000f000f000f000full;
+  return gather_nibbles(bytes & kEven) | gather_nibbles(bytes >> 8 & kEven) << 16;
+}
+
+template <class Word, int64_t kCount>
+Word load_codes(const int8_t* codes, int64_t count) {
+  Word bytes = 0;
+  if (count >= kCount)
+    std::memcpy(&bytes, codes, kCount);  // a fixed size: one instruction
+  else if (count > 0)
+    std::memcpy(&bytes, codes, static_cast<size_t>(count));
+  return bytes;
+}
+
+// The flat index of the first 4-bit code in k..k+7 (below `to`) that is out of range, or -1.
+int64_t first_outside(const PackedShape& shape, const int8_t* codes, int64_t row, int64_t k, int64_t to) {
+  const int least = shape.has_zeros ? 0 : -8;
+  for (int64_t at = row * shape.k + k; k < to; ++k, ++at)
+    if (codes[at] < least || codes[at] > least + 15) return at;
+  return -1;
+}
+
+struct GroupPlace {
+  int64_t row, from, to;  // of the codes
+  uint8_t* out;           // this output's word in the group's first line
+};
+
+int64_t pack_nibbles(const PackedShape& shape, const PackSource& source, const GroupPlace& place) {
+  // Signed codes + 8 are 0..15 exactly when they were -8..7.
+  const uint64_t offset = shape.has_zeros ? 0 : kEights;
+  const int8_t* const codes = source.codes + place.row * shape.k;
+  uint8_t* out = place.out;
+  int64_t wrong = -1;
+  for (int64_t k = place.from; k < place.to; k += 8, out += kLineBytes) {
+    const uint64_t bytes = add_bytes(load_codes<uint64_t, 8>(codes + k, place.to - k), offset);
+    if ((bytes & kOutside) != 0 && wrong < 0) wrong = first_outside(shape, source.codes, place.row, k, place.to);
+    const uint32_t word = nibble_word(bytes);
+    std::memcpy(out, &word, 4);
+  }
+  return wrong;
+}
+
+int32_t pack_bytes(const PackedShape& shape, const PackSource& source, const GroupPlace& place) {
+  const int8_t* const codes = source.codes + place.row * shape.k;
+  uint8_t* out = place.out;
+  int32_t sum = 0;
+  for (int64_t k = place.from; k < place.to; k += 4, out += kLineBytes) {
+    const uint32_t word = load_codes<uint32_t, 4>(codes + k, place.to - k);
+    std::memcpy(out, &word, 4);
+    sum += static_cast<int8_t>(word) + static_cast<int8_t>(word >> 8) + static_cast<int8_t>(word >> 16) + static_cast<int8_t>(word >> 24);
+  }
+  return sum;
+}
+
+void store_scale(const PackedShape& shape, const PackSource& source, int64_t from, uint8_t* to) {
+  const size_t width = static_cast<size_t>(shape.scale_bytes());
+  if (source.scale_kind == shape.scale_kind) {
+    std::memcpy(to, static_cast<const uint8_t*>(source.scales) + static_cast<size_t>(from) * width, width);
+    return;
+  }
+  const float value = static_cast<const float*>(source.scales)[from];
+  const uint16_t half = shape.scale_kind == ScaleKind::bf16 ? float_to_bf16(value) : float_to_fp16(value);
+  std::memcpy(to, &half, sizeof half);
+}
+
+}  // namespace
+
+ScaleKind narrowest_kind(const float* scales, int64_t count) {
+  bool bf16 = true, fp16 = true;
+  for (int64_t i = 0; i < count && (bf16 || fp16); ++i) {
+    bf16 = bf16 && (float_bits(scales[i]) & 0xffffu) == 0;
+    fp16 = fp16 && float_bits(fp16_to_float(float_to_fp16(scales[i]))) == float_bits(scales[i]);
+  }
+  return bf16 ? ScaleKind::bf16 : fp16 ? ScaleKind::fp16 : ScaleKind::f32;
+}
+
+void write_header(const PackedShape& shape, uint8_t* packed) {
+  PackedHeader header = {};
+  std::memcpy(header.magic, kPackedMagic, sizeof kPackedMagic);
+  header.layout = kPackedLayout;
+  header.bits = static_cast<uint16_t>(shape.bits);
+  header.scale_kind = static_cast<uint8_t>(shape.scale_kind);
+  header.has_zeros = shape.has_zeros ? 1 : 0;
+  header.n = shape.n;
+  header.k = shape.k;
+  header.group = shape.group;
+  header.total_bytes = shape.total_bytes();
+  std::memcpy(packed, &header, sizeof header);
+}
+
+int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t* packed, int64_t begin, int64_t end) {
+  const int64_t groups = shape.groups(), group_bytes = shape.group_lines() * kLineBytes;
+  uint8_t* const codes = packed + sizeof(PackedHeader);
+  uint8_t* const scales = codes + shape.codes_bytes();
+  uint8_t* const zeros = scales + shape.scales_bytes();
+  uint8_t* const sums = zeros + shape.zeros_bytes();
+  int64_t wrong = -1;
+  for (int64_t block = begin; block < end; ++block) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t meta = (block * groups + g) * kBlock;
+      uint8_t* const group = codes + (block * groups + g) * group_bytes;
+      // Only an incomplete block or group leaves words unwritten.
+      if ((block + 1) * kBlock > shape.n || (g + 1) * shape.group > shape.k) std::memset(group, 0, static_cast<size_t>(group_bytes));
+      for (int64_t lane = 0; lane < kBlock; ++lane) {
+        GroupPlace place;
+        place.row = block * kBlock + lane;
+        place.from = g * shape.group;
+        place.to = place.from + shape.group < shape.k ? place.from + shape.group : shape.k;
+        place.out = group + lane * 4;
+        const bool inside = place.row < shape.n;
+        int32_t sum = 0;
+        if (inside && shape.bits == 4) {
+          const int64_t at = pack_nibbles(shape, source, place);
+          if (at >= 0) wrong = at;
+        } else if (inside) {
+          sum = pack_bytes(shape, source, place);
+        }
+        uint8_t* const scale = scales + (meta + lane) * shape.scale_bytes();
+        if (inside)
+          store_scale(shape, source, place.row * groups + g, scale);
+        else
+          std::memset(scale, 0, static_cast<size_t>(shape.scale_bytes()));
+        if (shape.has_zeros) zeros[meta + lane] = inside ? static_cast<uint8_t>(source.zeros[place.row * groups + g]) : 0;
+        if (shape.bits == 8) std::memcpy(sums + (meta + lane) * 4, &sum, 4);
+      }
+    }
+  }
+  return wrong;
+}
+
+const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, PackedWeight* weight) {
+  if (bytes < static_cast<int64_t>(sizeof(PackedHeader))) return "it is shorter than the 64-byte header";
+  PackedHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  if (std::memcmp(header.magic, kPackedMagic, sizeof kPackedMagic) != 0) return "it does not begin with the magic number of packed weights";
+  if (header.layout != kPackedLayout) return "it was packed in the layout of another qcompile version";
+  if (header.bits != bits) return header.bits == 4 ? "it holds 4-bit weights" : "it holds 8-bit weights";
+  constexpr int64_t kMost = int64_t{1} << 40;
+  const char* const damaged = "its header is damaged";
+  if (header.n < 1 || header.k < 1 || header.group < 1 || header.n > kMost || header.group > header.k || header.scale_kind > 2 ||
+      header.has_zeros > 1 || header.k > kMost / header.n)
+    return damaged;
+  PackedShape shape;
+  shape.n = header.n;
+  shape.k = header.k;
+  shape.group = header.group;
+  shape.bits = bits;
+  shape.scale_kind = static_cast<ScaleKind>(header.scale_kind);
+  shape.has_zeros = header.has_zeros != 0;
+  shape.unused_bytes = header.total_bytes - shape.used_bytes();
+  if (shape.unused_bytes < 0) return damaged;
+  if (bytes != shape.total_bytes()) return "its size is not the one its header says: it was cut or extended";
+  weight->shape = shape;
+  weight->codes = packed + sizeof(PackedHeader);
+  weight->scales = weight->codes + shape.codes_bytes();
+  const uint8_t* const zeros = weight->scales + shape.scales_bytes();
+  weight->zeros = shape.has_zeros ? zeros : nullptr;
+  weight->sums = shape.bits == 8 ? zeros + shape.zeros_bytes() : nullptr;
+  return nullptr;
+}
+
+void unpack_row(const PackedWeight& weight, int64_t row, int32_t* codes, float* scales, int32_t* zeros) {
+  const PackedShape& shape = weight.shape;
+  const int64_t block = row / kBlock, lane = row % kBlock, groups = shape.groups(), line_k = shape.line_k();
+  for (int64_t k = 0; k < shape.k; ++k) {
+    const int64_t g = k / shape.group, inside = k % shape.group;
+    const int64_t line = (block * groups + g) * shape.group_lines() + inside / line_k;
+    uint32_t word;
+    std::memcpy(&word, weight.codes + line * kLineBytes + lane * 4, 4);
+    const int64_t at = inside % line_k;
+    codes[k] = shape.bits == 8 ? static_cast<int8_t>(word >> (8 * at)) : static_cast<int32_t>(word >> (4 * (at / 2 + at % 2 * 4)) & 15u);
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t meta = (block * groups + g) * kBlock + lane;
+    if (shape.scale_kind == ScaleKind::f32) {
+      std::memcpy(scales + g, weight.scales + meta * 4, 4);
+    } else {
+      uint16_t half;
+      std::memcpy(&half, weight.scales + meta * 2, 2);
+      scales[g] = shape.scale_kind == ScaleKind::bf16 ? bf16_to_float(half) : fp16_to_float(half);
+    }
+    zeros[g] = shape.bits == 4 ? (shape.has_zeros ? weight.zeros[meta] : 8) : shape.has_zeros ? static_cast<int8_t>(weight.zeros[meta]) : 0;
+  }
+}
+
+}  // namespace qcompile

@@ -1,0 +1,91 @@
+// What all bodies share: rows of x are cut into panels, a body multiplies one panel with some blocks of the weight, and the
+// loops around that are here. Included by every file that is compiled for an ISA; internal linkage throughout, so that no
+// code of one ISA can stand in for another's.
+//
+// A Body is a struct with
+//   kMostRows                    rows of a panel, at most (counted after `parts`)
+//   parts(dtype)                 rows that one row of x becomes
+//   row_bytes(shape)             prepared bytes of one such row
+//   prepare_panel(weight, input, out, first, count)   rows [first, first + count) of x
+//   run_panel<R>(args)           R rows times blocks [begin, end)
+#pragma once
+
+#include <utility>
+
+#include "cpu/linear.h"
+
+namespace qcompile {
+namespace {
+
+constexpr int64_t kAhead = 20 * 64;  // bytes of codes fetched ahead of use
+
+[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct PanelArgs {
+  const PackedWeight* weight;
+  const uint8_t* panel;
+  LinearOutput output;  // from the first row of the panel on
+  Dtype dtype;
+  int64_t begin, end;   // blocks
+};
+
+template <class Body>
+struct Panels {
+  static int64_t count(Dtype dtype, int64_t m) { return (m * Body::parts(dtype) + Body::kMostRows - 1) / Body::kMostRows; }
+
+  // First row of x of a panel: panels differ by at most one row of x.
+  static int64_t start(Dtype dtype, int64_t m, int64_t panel) { return m * panel / count(dtype, m); }
+
+  static int64_t max_rows(const PackedShape& shape) {
+    constexpr int64_t kMostBytes = 12 << 20;
+    return smaller(768, larger(96, kMostBytes / (Body::row_bytes(shape) + 1) / 12 * 12));
+  }
+
+  static int64_t prepared_bytes(const PackedShape& shape, Dtype dtype, int64_t m) {
+    return Body::row_bytes(shape) * m * Body::parts(dtype);
+  }
+
+  static void prepare(const PackedWeight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = start(input.dtype, input.m, panel);
+      uint8_t* const out = static_cast<uint8_t*>(prepared) + first * Body::parts(input.dtype) * Body::row_bytes(weight.shape);
+      Body::prepare_panel(weight, input, out, first, start(input.dtype, input.m, panel + 1) - first);
+    }
+  }
+
+  template <int... R>
+  static void run_rows(int64_t rows, const PanelArgs& args, std::integer_sequence<int, R...>) {
+    constexpr void (*kRun[])(const PanelArgs&) = {Body::template run_panel<R + 1>...};
+    kRun[rows - 1](args);
+  }
+
+  static void run(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
+                  int64_t begin, int64_t end) {
+    constexpr int64_t kKept = 128 << 10;
+    const int64_t panels = count(input.dtype, input.m), parts = Body::parts(input.dtype);
+    const int64_t width = input.dtype == Dtype::f32 ? 4 : 2;
+    // All panels of some blocks before the next blocks: codes come from memory once and from L2 afterwards.
+    const int64_t step = panels == 1 ? end - begin : larger(1, kKept / (weight.shape.lines() * kLineBytes));
+    for (int64_t block = begin; block < end; block += step) {
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t row = start(input.dtype, input.m, panel);
+        PanelArgs args;
+        args.weight = &weight;
+        args.panel = static_cast<const uint8_t*>(prepared) + row * parts * Body::row_bytes(weight.shape);
+        args.output = output;
+        args.output.y = static_cast<uint8_t*>(output.y) + row * output.stride * width;
+        args.dtype = input.dtype;
+        args.begin = block;
+        args.end = smaller(block + step, end);
+        run_rows((start(input.dtype, input.m, panel + 1) - row) * parts, args,
+                 std::make_integer_sequence<int, static_cast<int>(Body::kMostRows)>());
+      }
+    }
+  }
+
+  static constexpr LinearKernel kernel(const char* name) { return {name, max_rows, prepared_bytes, count, prepare, run}; }
+};
+
+}  // namespace
+}  // namespace qcompile
