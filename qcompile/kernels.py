@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,15 @@ class Kernel:
 
     def reasons(self, site: Site, where: Platform) -> Reasons:
         """Everything that speaks against this kernel for this site on this platform."""
+        if where.simulated:  # the model is on this machine's CPU, but would be on the simulated platform's device
+            site = replace(site, device=where.device)
         return (*self.missing(where), *self.refuses(site))
+
+    def rounding(self, site: Site) -> ActivationQuant:
+        """How this kernel rounds the activations of this site: in its own way, or as asked; if not asked, as it must."""
+        if self.activation is not None:
+            return self.activation
+        return self.default_activation if site.activation.is_none else site.activation
 
 
 @cache
@@ -91,9 +100,25 @@ def kernels() -> dict[str, Kernel]:
     """Every kernel row by name, in order of preference."""
     rows: dict[str, Kernel] = {}
     for target in TARGETS:
-        for row in import_module(f"qcompile.targets.{target}").KERNELS:
+        for row in _rows(target):
             rows[row.name] = row
     return rows
+
+
+def _rows(target: str) -> tuple[Kernel, ...]:
+    try:
+        found: tuple[Kernel, ...] = import_module(f"qcompile.targets.{target}").KERNELS
+    except Exception as error:  # a target that cannot even be imported is a reason, not a failure of the others
+        reason = f"the target cannot be loaded: {type(error).__name__}: {error}"
+        return (_broken(f"{target}.unavailable", reason),)
+    return found
+
+
+def _broken(name: str, reason: str) -> Kernel:
+    def never(*_: object) -> Any:
+        raise KernelRefusedError(name, (reason,))
+
+    return Kernel(name=name, missing=lambda _: (reason,), refuses=lambda _: (), pack=never, call=never, seconds=never)
 
 
 def table(where: Platform | None = None) -> dict[str, Reasons]:

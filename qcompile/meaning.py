@@ -178,6 +178,14 @@ class ActivationQuant:
         """x rounded as the class says, returned in the dtype of x. scale, zero: only for `tensor`, one element each."""
         if self.kind == "none":
             return x
+        codes, step, offset = self.codes(x, scale, zero)
+        return ((codes if offset is None else codes - offset) * step).to(x.dtype)
+
+    def codes(self, x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(q, s, z or None) with x' = (q - z) * s: q like x with whole numbers in -128 .. 127, s and z [..., 1] or [1].
+
+        For every kind but `none`; all in the dtype the arithmetic is done in.
+        """
         if self.kind == "tensor" and scale is None:
             raise WeightError("act_scale", "a static activation scale", "None")
         wide = x.to(torch.float32) if self.arithmetic == "float32" else x
@@ -195,10 +203,7 @@ class ActivationQuant:
         step = torch.where(step == 0, torch.ones_like(step), step)
         low = self.low if self.kind == "token" else -128
         quotient = wide / step
-        if offset is None:
-            return (torch.round(quotient.clamp(low, 127)) * step).to(x.dtype)
-        codes = torch.round((quotient + offset).clamp(low, 127))
-        return ((codes - offset) * step).to(x.dtype)
+        return torch.round((quotient if offset is None else quotient + offset).clamp(low, 127)), step, offset
 
 
 NO_ACTIVATION_QUANT = ActivationQuant()

@@ -41,11 +41,11 @@ def verify(
         return f"failed on a probe: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
     if tuple(y.shape) != (*x.shape[:-1], site.n) or y.dtype is not x.dtype:
         return f"gave {y.dtype} {list(y.shape)} on a probe instead of {x.dtype} {[*x.shape[:-1], site.n]}", None
-    sqnr = sqnr_db(canonical(x, mine, site, kernel.activation or site.activation), y)
+    sqnr = sqnr_db(canonical(x, mine, site, kernel.rounding(site)), y)
     if not sqnr >= ACCEPT_DB:
         STORE.drop(recipe, leaves)
         return f"wrong on a probe: {sqnr:.1f} dB against the canonical operation, at least {ACCEPT_DB:.0f} is asked for", sqnr
-    if kernel.activation is not None and kernel.activation != site.activation:
+    if kernel.rounding(site) != site.activation and not site.activation.is_none:  # none: the user allowed it (allow_a8)
         exact = canonical(x, mine, site, ActivationQuant())
         theirs, ours = sqnr_db(exact, canonical(x, mine, site, site.activation)), sqnr_db(exact, y)
         if ours < theirs - _NOISIER_DB:

@@ -75,6 +75,13 @@ class Platform:
         """The subset that every AVX-512 kernel here is compiled for: F, BW, DQ and VL."""
         return {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= self.isa
 
+    @property
+    def device(self) -> str:
+        """The type of torch device a model is on to be served by this platform: "cpu", "cuda" (ROCm too) or "xpu"."""
+        if not self.gpu(self.torch_build):
+            return "cpu"
+        return "cuda" if self.torch_build == "rocm" else self.torch_build
+
     def gpu(self, kind: str) -> tuple[str, ...]:
         """Architectures of the accelerators of one kind ("rocm", "cuda", "xpu"), in device order."""
         return tuple(device.arch for device in self.accelerators if device.kind == kind)
