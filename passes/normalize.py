@@ -74,6 +74,8 @@ def _rewrite(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node
         return _left(left, right) if left in constant and right not in constant else None
     if is_call(node, aten.bmm.default):
         return _bmm(node, constant)
+    if is_call(node, aten.addmm.default, aten.baddbmm.default):
+        return _addmm(node, constant)
     return None
 
 
@@ -98,6 +100,27 @@ def _left(weight: Any, x: Any) -> Callable[[_Emit], fx.Node]:
             aten.mm.default, call(aten.permute.default, x, [1, 0]), call(aten.permute.default, weight, [1, 0])
         )
         return call(aten.permute.default, product, [1, 0])
+
+    return emit
+
+
+def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
+    """beta * added + alpha * (x @ W), written out unless it is a plain linear with a bias."""
+    added, left, right = node.args[:3]
+    alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
+    plain = alpha == 1 and beta == 1 and node.target is aten.addmm.default
+    if (left in constant) == (right in constant) or plain and right in constant and value(added).dim() <= 1:
+        return None
+    product = aten.mm.default if node.target is aten.addmm.default else aten.bmm.default
+
+    def emit(call: _Emit) -> fx.Node:
+        result = call(product, left, right)
+        inner = _rewrite(result, constant)
+        if inner is not None:
+            unused, result = result, inner(call)
+            call.graph.erase_node(unused)
+        result = result if alpha == 1 else call(aten.mul.Tensor, result, alpha)
+        return call(aten.add.Tensor, result, added if beta == 1 else call(aten.mul.Tensor, added, beta))
 
     return emit
 

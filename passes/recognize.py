@@ -1,12 +1,13 @@
 """Afterwards every quantized linear whose meaning is proven is one `qcompile::quantized_linear`; all others are as they were."""
 
 import logging
+
 import torch
 from torch import Tensor, fx
 
 from qcompile.activations import Rounded, recognize_activation
 from qcompile.cones import Reader, Reading
-from qcompile.graph import constant_nodes, is_call, leaves_of, value
+from qcompile.graph import constant_nodes, evaluate, is_call, leaves_of, value
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
@@ -30,17 +31,17 @@ def apply(state: State) -> None:
             _look(state, node, constant, reader)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("product %s could not be read", node.name, exc_info=True)
-            weight = _weight_operand(node, constant)
+            weight = _weight_operand(state, node, constant)
             leaf = next(iter(leaves_of(weight, state.constants)), None) if weight is not None else None
             _decline(state, node, leaf, f"could not be read: {type(error).__name__}: {error}")
 
 
 def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -> None:
     product = find_product(node, constant)
-    weight = product.weight if isinstance(product, Product) else _weight_operand(node, constant)
+    weight = product.weight if isinstance(product, Product) else _weight_operand(state, node, constant)
     low = low_bit_leaves(leaves_of(weight, state.constants)) if weight is not None else []
     if isinstance(product, Product) and low:
-        reading = reader.read(product)
+        reading = _unhealthy(state, product) or reader.read(product)
         if isinstance(reading, str):
             _decline(state, node, low[0], reading)
         elif not state.burn():
@@ -55,8 +56,19 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
         _decline_changing(state, node)
 
 
-def _weight_operand(node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
-    return next((item for item in node.args if isinstance(item, fx.Node) and item in constant), None)
+def _unhealthy(state: State, product: Product) -> str:
+    """What is wrong with the constants that scale the result or are added to it, "" if nothing is."""
+    feed = {node: constant.tensor for node, constant in state.constants.items()}
+    for node, divides in product.post:
+        factor = evaluate([node], feed)[0].to(torch.float32)
+        if not bool(torch.isfinite(1 / factor if divides else factor).all()):
+            return "a factor after its product is NaN or infinite"
+    return ""
+
+
+def _weight_operand(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
+    operands = [item for item in node.args if isinstance(item, fx.Node) and item in constant]
+    return next((item for item in operands if low_bit_leaves(leaves_of(item, state.constants))), None)
 
 
 def _decline_changing(state: State, node: fx.Node) -> None:

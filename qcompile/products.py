@@ -22,6 +22,17 @@ VIEWS = frozenset(
     }
 )
 CASTS = frozenset({prims.convert_element_type.default, aten._to_copy.default})
+_REARRANGES = frozenset(
+    {
+        aten.permute.default,
+        aten.expand.default,
+        aten.copy.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.stack.default,
+        aten.cat.default,
+    }
+)
 PRODUCTS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.linear.default})
 
 
@@ -110,12 +121,16 @@ class _Step:
 
 
 def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node]) -> _Step | None:
+    if not isinstance(value(user), Tensor):
+        return None
     if is_call(user, *VIEWS):
         new = _axis_after_view(value(node).shape, value(user).shape, axis)
         return None if new is None else _Step(new)
     if is_call(user, aten.permute.default):
         order = [int(dim) % value(node).dim() for dim in user.args[1]]  # type: ignore[union-attr,arg-type]
         return _Step(order.index(axis))
+    if value(node).dtype is torch.float16 and value(user).dtype is not torch.float16:
+        return None  # what is scaled after leaving float16 may be too small for float16, or too large
     if is_call(user, *CASTS) and value(user).dtype.is_floating_point:
         return _Step(axis)
     if is_call(user, aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor) and len(user.args) == 2 and not user.kwargs:
@@ -178,4 +193,4 @@ def _elementwise(node: fx.Node) -> bool:
     if not is_pure(node) or node.op != "call_function":
         return False
     tags = getattr(node.target, "tags", ())
-    return torch.Tag.pointwise in tags or is_call(node, *VIEWS, *CASTS, aten.permute.default, aten.expand.default)
+    return torch.Tag.pointwise in tags or is_call(node, *VIEWS, *CASTS, *_REARRANGES)

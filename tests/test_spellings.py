@@ -190,33 +190,14 @@ def test_a_scale_along_m_stays_outside(m: int) -> None:
     assert [(row.bits, row.kernel) for row in rows] == [(8, "reference.quantized_linear")]
 
 
-def test_an_alpha_inside_addmm_is_declined() -> None:
-    reason = declined(
-        lambda m, x: torch.addmm(m.b, x, (m.w.to(BF16) * m.s[:, None]).T, alpha=0.5), X, w=int8(), s=scale(N), b=torch.randn(N).to(BF16)
-    )
-    assert "alpha" in reason
-
-
-def test_a_residual_inside_addmm_stays_right() -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("w", int8(K, K))
-            self.register_buffer("s", scale(K))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.addmm(x, x, (self.w.to(BF16) * self.s[:, None]).T)  # type: ignore[operator,union-attr,index]
-
-    run(Residual(), X, rest="eager")
-
-
 def test_float8_weights_are_declined() -> None:
     w = torch.randn(N, K).to(torch.float8_e4m3fn)
     assert "integers" in declined(lambda m, x: linear(x, m.w.to(BF16) * m.s[:, None]), X, w=w, s=scale(N))
 
 
-def test_a_scale_in_float16_that_meets_a_wider_product_stays_outside() -> None:
+@pytest.mark.parametrize("cast", [Tensor.float, Tensor.clone])
+def test_a_factor_that_widens_float16_stays_outside(cast: Callable[[Tensor], Tensor]) -> None:
     # Inside the kernel the tiny result would be a subnormal float16.
-    model = Written(lambda m, x: linear(x, m.w.to(F16)).float() * m.s, {"w": int8(), "s": scale(N, dtype=F32) * 1e-6})
-    _, rows = run(model, X.to(F16), **REFERENCE)
+    model = Written(lambda m, x: cast(linear(x, m.w.to(F16))) * m.s, {"w": int8(), "s": scale(N, dtype=F32) * 1e-6})
+    _, rows = run(model, X.to(F16) / 8, **REFERENCE)
     assert [row.bits for row in rows] == [8]
