@@ -155,14 +155,19 @@ Tensor gptq_gemm_rdna3(const Tensor a, const Tensor b_q_weight, const Tensor b_q
   return run(a, b_q_weight, b_qzeros, b_scales, b_g_idx, use_v2_format);
 }
 
+// Whether this build can run on a device at all.
+bool rdna3_device_code() { return kDeviceLauncher != nullptr; }
+
 }  // namespace
 }  // namespace qcompile
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
   m.def(
       "gptq_gemm_rdna3(Tensor a, Tensor b_q_weight, Tensor b_qzeros, Tensor b_scales, Tensor b_g_idx, bool use_v2_format) -> Tensor");
+  m.def("rdna3_device_code() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CompositeExplicitAutograd, m) {
   m.impl("gptq_gemm_rdna3", TORCH_BOX(&qcompile::gptq_gemm_rdna3));
+  m.impl("rdna3_device_code", TORCH_BOX(&qcompile::rdna3_device_code));
 }

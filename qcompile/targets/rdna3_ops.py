@@ -41,6 +41,11 @@ def operator() -> Any:
     return torch.ops.qcompile.gptq_gemm_rdna3.default
 
 
+def has_device_code() -> bool:
+    """Whether the compiled library holds the kernels for gfx1100 (it was built with a torch for ROCm)."""
+    return missing() is None and bool(torch.ops.qcompile.rdna3_device_code())
+
+
 def packed_nibbles(nibbles: Tensor, bits: tuple[int, ...]) -> Tensor:
     """int32 words of eight nibbles each: `nibbles` int32 [R, 8, C], the one at index i goes to bit bits[i]; returns [R, C]."""
     words = nibbles[:, 0] << bits[0]
@@ -49,21 +54,19 @@ def packed_nibbles(nibbles: Tensor, bits: tuple[int, ...]) -> Tensor:
     return words
 
 
-def packed_codes(codes: Tensor, offset: int) -> Tensor:
+def packed_codes(codes: Tensor, n: int, k: int, offset: int) -> Tensor:
     """b_q_weight int32 [K/8, N] of codes int8 [N, K]; code + offset must lie in 0 .. 15."""
-    n, k = codes.shape
     nibbles = codes.t().to(torch.int32) + offset
     return packed_nibbles(nibbles.reshape(k // WORD, WORD, n), SHUFFLED_BITS).contiguous()
 
 
-def packed_zeros(zeros: Tensor, offset: int) -> Tensor:
+def packed_zeros(zeros: Tensor, n: int, groups: int, offset: int) -> Tensor:
     """b_qzeros int32 [G, N/8] of zeros int8 [N, G]; zero + offset must lie in 0 .. 15."""
-    n, groups = zeros.shape
     nibbles = zeros.to(torch.int32) + offset
     words = packed_nibbles(nibbles.reshape(n // WORD, WORD, groups), PLAIN_BITS)
     return words.t().contiguous()
 
 
-def symmetric_zeros(n: int, groups: int, device: torch.device | str) -> Tensor:
-    """b_qzeros of a weight without zero points, for format v1."""
-    return torch.full((groups, n // WORD), SYMMETRIC_STORED_ZERO, dtype=torch.int32, device=device)
+def symmetric_zeros(like: Tensor, n: int, groups: int) -> Tensor:
+    """b_qzeros of a weight without zero points, for format v1, on the device of `like`."""
+    return like.new_full((groups, n // WORD), SYMMETRIC_STORED_ZERO, dtype=torch.int32)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from support.emulated_rdna3 import TOLERANCE, Case, Emulator, case
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -117,7 +116,9 @@ def unpack(given: Case) -> torch.Tensor:
     bits = torch.tensor((0, 16, 4, 20, 8, 24, 12, 28))
     words = given.qweight.long() & 0xFFFFFFFF
     codes = ((words[:, None, :] >> bits[None, :, None]) & 15).reshape(-1, words.shape[1])
-    zeros = ((given.qzeros.long()[:, :, None] >> (4 * torch.arange(8))) & 15).reshape(given.qzeros.shape[0], -1) + (0 if given.v2 else 1)
+    zeros = ((given.qzeros.long()[:, :, None] >> (4 * torch.arange(8))) & 15).reshape(given.qzeros.shape[0], -1) + (
+        0 if given.v2 else 1
+    )
     group = codes.shape[0] // zeros.shape[0]
     return ((codes - zeros.repeat_interleave(group, 0)).double() * given.scales.double().repeat_interleave(group, 0)).t()
 

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from support.gfx1100 import SOURCE, CompiledKernel, NoCompilerError, assembled, compile_to, compiler, link
 
 PRODUCTS = [

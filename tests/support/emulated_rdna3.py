@@ -25,13 +25,13 @@ _NUMBERS = ("m", "n", "k", "group", "zero_offset", "bf16", "path", "splits")
 class Problem(ctypes.Structure):
     """`qcompile_rdna3_problem` of csrc/rocm/launch.h."""
 
-    _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), *((name, ctypes.c_int32) for name in _NUMBERS)]  # noqa: RUF012
+    _fields_ = [*((name, ctypes.c_void_p) for name in _POINTERS), *((name, ctypes.c_int32) for name in _NUMBERS)]
 
 
 class Plan(ctypes.Structure):
     """`qcompile_rdna3_plan` of csrc/rocm/launch.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int32) for name in ("path", "splits", "grid_x", "grid_y", "grid_z", "threads", "gathers")),
         ("microseconds", ctypes.c_double),
     ]
@@ -74,7 +74,7 @@ def case(
     levels = codes.double().reshape(n, k // group, group) - zeros.double()[:, :, None]
     weight = (levels * scales.double()[:, :, None]).reshape(n, k)
     rows = a.double()[:, order] if act_order else a.double()
-    packed = packed_codes(codes, 0), packed_zeros(zeros, -first), scales.t().contiguous()
+    packed = packed_codes(codes, n, k, 0), packed_zeros(zeros, n, k // group, -first), scales.t().contiguous()
     return Case(a, *packed, perm, v2, group, rows @ weight.t())
 
 
@@ -92,10 +92,14 @@ class Emulator:
         while (name := library.qcompile_rdna3_path_name(len(self.paths))) is not None:
             self.paths.append(name.decode())
 
-    def plan(self, m: int, n: int, k: int, group: int, dtype: torch.dtype, *, path: str = "", splits: int = 0, perm: bool = False) -> Plan:
+    def plan(
+        self, m: int, n: int, k: int, group: int, dtype: torch.dtype, *, path: str = "", splits: int = 0, perm: bool = False
+    ) -> Plan:
         """What the launcher would run; RuntimeError with its reason if it refuses."""
         index = self.paths.index(path) if path else -1
-        problem = Problem(m=m, n=n, k=k, group=group, bf16=dtype == torch.bfloat16, path=index, splits=splits, perm=1 if perm else None)
+        problem = Problem(
+            m=m, n=n, k=k, group=group, bf16=dtype == torch.bfloat16, path=index, splits=splits, perm=1 if perm else None
+        )
         plan = Plan()
         reason = self.library.qcompile_rdna3_make_plan(ctypes.byref(problem), ctypes.byref(plan))
         if reason is not None:

@@ -34,7 +34,9 @@ class NoCompilerError(RuntimeError):
     """Neither clang 19 nor the wheel ziglang is installed."""
 
     def __init__(self) -> None:
-        super().__init__("no compiler for gfx1100: run .ci/install-clang (clang-19 lld-19 llvm-19 from apt, or pip install ziglang)")
+        super().__init__(
+            "no compiler for gfx1100: run .ci/install-clang (clang-19 lld-19 llvm-19 from apt, or pip install ziglang)"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def link(assembly: Path, output: Path, architecture: str) -> None:
     zig = "ziglang" in command
     base = command[: command.index("clang") + 1] if zig else command
     linker = (*command[: command.index("clang")], "ld.lld") if zig else ("ld.lld-19",)
-    subprocess.run([*base, "-target", "amdgcn-amd-amdhsa", f"-mcpu={architecture}", "-c", str(assembly), "-o", str(middle)], check=True)
+    subprocess.run(
+        [*base, "-target", "amdgcn-amd-amdhsa", f"-mcpu={architecture}", "-c", str(assembly), "-o", str(middle)], check=True
+    )
     subprocess.run([*linker, "-shared", str(middle), "-o", str(output)], check=True)
 
 
