@@ -74,7 +74,7 @@ def shape_of(path: str, module: Any) -> Shape | None:
     groups, n = scales.shape
     if qweight.shape[1] != n:
         return None
-    if qzeros is not None and qzeros.dim() == 2 and qzeros.shape[0] == groups and n and qzeros.shape[1] * 32 % n == 0:
+    if qzeros is not None and qzeros.dim() == 2 and n and qzeros.shape[1] * 32 % n == 0:
         bits = qzeros.shape[1] * 32 // n
     else:
         bits = int(getattr(module, "bits", 0) or 0)
@@ -127,7 +127,7 @@ def decide_version(layers: list[tuple[int, tuple[int, int] | None]], label: int)
         if shown != label:
             return (
                 shown,
-                f"zero points read as version {shown}: the symmetric layers show it, although the label says version {label}",
+                f"zero points read as version {shown}, which the symmetric layers show; the label says version {label}",
             )
         return shown, ""
     return label, f"zero points read as version {label}, as the label says; no symmetric layer confirms it"
