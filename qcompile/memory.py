@@ -16,7 +16,7 @@ PROT_NONE, MAP_FIXED, MAP_NORESERVE = 0x0, 0x10, 0x4000  # linux/include/uapi/as
 _RESERVED: list[mmap.mmap] = []  # mappings of dead tensors, kept so that Python does not unmap them
 
 
-class _Region(np.ndarray[Any, np.dtype[np.uint8]]):
+class Region(np.ndarray[Any, np.dtype[np.uint8]]):
     """A numpy array that can be watched by a weak reference (a plain one cannot)."""
 
 
@@ -36,7 +36,7 @@ def retired(tensor: Tensor) -> Tensor:
     return copy
 
 
-def _region(size: int) -> _Region:
+def _region(size: int) -> Region:
     """`size` bytes in a mapping of their own, given back (but not unmapped) when the array dies."""
     large = size >= HUGE_PAGE
     mapping = mmap.mmap(-1, size + HUGE_PAGE if large else size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -46,7 +46,7 @@ def _region(size: int) -> _Region:
         with suppress(OSError):  # a kernel without transparent huge pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(mapping, dtype=np.uint8)
-    region = whole[offset : offset + size].view(_Region)
+    region = whole[offset : offset + size].view(Region)
     weakref.finalize(region, _give_back, mapping, start)
     return region
 

@@ -46,7 +46,7 @@ class Foreign:
             return (f"the operator {self.label} is not registered",)
         return schema_objections(op._schema, self.arguments)
 
-    def __call__(self, **values: Any) -> Tensor:
+    def __call__(self, /, **values: Any) -> Tensor:
         """Call the operator, or its stand-in if it is not registered."""
         live = self.live()
         op: Any = stand_in(self) if live is None else with_fake(live, self.fake)

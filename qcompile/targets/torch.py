@@ -1,5 +1,230 @@
-"""Target `torch`: no kernels yet."""
+"""Target `torch`: quantized operators that ship with PyTorch itself (ATen on the CPU, oneDNN).
 
-from qcompile.kernels import Kernel
+`aten._dyn_quant_matmul_4bit` is not here: on x86 it takes about 95 times what the memory allows.
+"""
 
-KERNELS: tuple[Kernel, ...] = ()
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.meaning import ActivationQuant, Operands
+from qcompile.platform import Platform
+from qcompile.platform.cost import predicted
+from qcompile.targets import onednn
+from qcompile.targets.binding import schema_objections
+
+aten: Any = torch.ops.aten
+INT4_GROUPS = (256, 128, 64, 32)  # what the operator takes; a larger group is written as several with the same scale
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+TOKEN = ActivationQuant(kind="token")
+
+# time / limit by least row count, weights cold in cache. int8pack is a loop over rows: good for one, no better than dense for more.
+INT4_FACTORS = ((1, 1.63), (2, 2.04), (4, 2.69))
+INT8_FACTORS = ((1, 1.4), (2, 8.0), (64, 7.0))
+QLINEAR_FACTORS = ((1, 1.64), (2, 1.80), (4, 1.46), (8, 1.67), (16, 1.86), (32, 1.47), (64, 1.27), (128, 1.17))
+
+
+def missing_aten(*needs: tuple[str, tuple[str, ...]]) -> Reasons:
+    """What this torch lacks of ATen operators, given as (name, arguments)."""
+    lacking: list[str] = []
+    for name, arguments in needs:
+        packet = getattr(aten, name, None)
+        if packet is None:
+            lacking.append(f"this torch has no operator aten::{name}")
+        else:
+            lacking += schema_objections(packet.default._schema, arguments)
+    return tuple(lacking)
+
+
+def missing_int4(where: Platform) -> Reasons:
+    return missing_aten(
+        ("_weight_int4pack_mm_for_cpu", ("self", "mat2", "qGroupSize", "qScaleAndZeros")),
+        ("_convert_weight_to_int4pack_for_cpu", ("self", "innerKTiles")),
+    )
+
+
+def missing_int8(where: Platform) -> Reasons:
+    return missing_aten(("_weight_int8pack_mm", ("self", "mat2", "scales")))
+
+
+def missing_qlinear(where: Platform) -> Reasons:
+    if where.simulated:
+        vnni = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & where.isa)
+        return unmet((vnni, "oneDNN's uint8 x int8 product saturates on processors without VNNI: wrong results"))
+    return onednn.objections()
+
+
+def _common(site: Site) -> tuple[tuple[bool, str], ...]:
+    return (
+        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
+        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        (site.dtype in FLOATS, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
+    )
+
+
+def _weight_only(site: Site) -> tuple[tuple[bool, str], ...]:
+    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
+    return (
+        *_common(site),
+        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
+    )
+
+
+def gathered(x: Tensor, perm: Tensor | None, k: int) -> Tensor:
+    """x as [M, K], its columns in the stored order of an act-order weight."""
+    flat = x.reshape(-1, k)
+    return flat.contiguous() if perm is None else flat.index_select(-1, perm)
+
+
+def int4_group(group: int) -> int:
+    """The largest group the operator takes that divides this one; 0 if there is none."""
+    return next((size for size in INT4_GROUPS if group % size == 0), 0)
+
+
+def refuses_int4(site: Site) -> Reasons:
+    return unmet(
+        *_weight_only(site),
+        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        (int4_group(site.group) > 0, f"takes groups in multiples of 32, got {site.group}"),
+        (site.n % 16 == 0, f"takes N in multiples of 16, got N={site.n}"),
+    )
+
+
+def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(ATen's packed nibbles uint8 [N, K/2], scale and offset [G, N, 2] in the dtype of x, perm if any, bias if any).
+
+    The operator computes s * (code - 8) + offset with codes of 0 .. 15: offset = (8 - zero) * s.
+    """
+    codes = weight.codes.to(torch.int32)
+    scales = weight.scales.to(torch.float32)
+    if weight.zeros is None:
+        codes, offsets = codes + 8, scales * 0
+    else:
+        offsets = (8 - weight.zeros.to(torch.float32)) * scales
+    pairs = torch.stack([scales.t(), offsets.t()], dim=-1).repeat_interleave(site.group // int4_group(site.group), dim=0)
+    nibbles = aten._convert_weight_to_int4pack_for_cpu.default(codes, 1)
+    return (nibbles, pairs.to(site.dtype).contiguous(), *_rest(weight))
+
+
+def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    nibbles, pairs, *rest = packed
+    perm, bias = _split(rest, site)
+    y: Tensor = aten._weight_int4pack_mm_for_cpu.default(gathered(x, perm, site.k), nibbles, int4_group(site.group), pairs)
+    return _finished(y, bias, x, site)
+
+
+def seconds_int4(site: Site, m: int, where: Platform) -> float:
+    size = site.n * site.k / 2 + 4.0 * site.n * site.k / max(int4_group(site.group), 32)
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, INT4_FACTORS)
+
+
+def refuses_int8(site: Site) -> Reasons:
+    return unmet(
+        *_weight_only(site),
+        (site.symmetric, "takes symmetric weights, these have zero points"),
+        (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
+        # With other K the operator reads past the rows: wrong numbers or a crash (torch 2.13.0).
+        (site.k % 16 == 0, f"takes K in multiples of 16, got K={site.k}"),
+    )
+
+
+def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(codes int8 [N, K], scales [N] in the dtype of x, perm if any, bias if any)."""
+    return (weight.codes.contiguous(), weight.scales.reshape(-1).to(site.dtype), *_rest(weight))
+
+
+def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    codes, scales, *rest = packed
+    perm, bias = _split(rest, site)
+    y: Tensor = aten._weight_int8pack_mm.default(gathered(x, perm, site.k), codes, scales)
+    return _finished(y, bias, x, site)
+
+
+def seconds_int8(site: Site, m: int, where: Platform) -> float:
+    return predicted(where, site.n * site.k + 2.0 * site.n, 2.0 * m * site.n * site.k, m, INT8_FACTORS)
+
+
+def refuses_qlinear(site: Site) -> Reasons:
+    unasked = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
+    kinds = ("none", "token", "token_asymmetric", "tensor")
+    return unmet(
+        *_common(site),
+        (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
+        (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),
+        (not site.activation.is_none or site.allow_a8, unasked),
+        (site.activation.kind in kinds, f"does not know the activation rounding {site.activation.spec}"),
+    )
+
+
+def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(oneDNN's int8 [N, K], scales float32 [N], row sums of the weight float32 [N], perm, bias, static scale and zero if any)."""
+    codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
+    scales = weight.scales.reshape(-1).to(torch.float32)
+    sums = codes.to(torch.float32).sum(-1) * scales
+    static = tuple(tensor for tensor in (weight.act_scale, weight.act_zero) if tensor is not None)
+    return (onednn.pack(codes), scales, sums, *_rest(weight), *static)
+
+
+def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    """y = s * ((q - z) @ W.T) = s * (q @ W.T - z * sum_k W): rounding exactly as the site asks, then the integer product."""
+    weight, scales, sums, *rest = packed
+    perm, bias = _split(rest, site)
+    static = rest[site.act_order + site.has_bias :]
+    rounding = TOKEN if site.activation.is_none else site.activation
+    flat = gathered(x, perm, site.k)
+    codes, step, offset = rounding.codes(flat, *static)
+    product: Tensor = onednn.linear((codes.to(torch.float32) + 128).to(torch.uint8), weight, scales)
+    if offset is not None:
+        product = product - offset.to(torch.float32) * sums
+    return _finished(product * step.to(torch.float32), bias, x, site)
+
+
+def seconds_qlinear(site: Site, m: int, where: Platform) -> float:
+    return predicted(where, site.n * site.k + 8.0 * site.n, 2.0 * m * site.n * site.k, m, QLINEAR_FACTORS, int8=True)
+
+
+def _rest(weight: Operands) -> tuple[Tensor, ...]:
+    return tuple(tensor for tensor in (weight.perm, weight.bias) if tensor is not None)
+
+
+def _split(rest: list[Tensor], site: Site) -> tuple[Tensor | None, Tensor | None]:
+    """(perm, bias) from the head of what follows the weight."""
+    return rest[0] if site.act_order else None, rest[site.act_order] if site.has_bias else None
+
+
+def _finished(y: Tensor, bias: Tensor | None, x: Tensor, site: Site) -> Tensor:
+    """y [M, N] with the bias, in the dtype and with the leading dimensions of x."""
+    full = y if bias is None else y + bias.to(y.dtype)
+    return full.to(x.dtype).reshape((*x.shape[:-1], site.n))
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        name="torch.qlinear_int8",
+        missing=missing_qlinear,
+        refuses=refuses_qlinear,
+        pack=pack_qlinear,
+        call=call_qlinear,
+        seconds=seconds_qlinear,
+        default_activation=TOKEN,
+    ),
+    Kernel(
+        name="torch.int4pack",
+        missing=missing_int4,
+        refuses=refuses_int4,
+        pack=pack_int4,
+        call=call_int4,
+        seconds=seconds_int4,
+    ),
+    Kernel(
+        name="torch.int8pack",
+        missing=missing_int8,
+        refuses=refuses_int8,
+        pack=pack_int8,
+        call=call_int8,
+        seconds=seconds_int8,
+    ),
+)

@@ -1,5 +1,152 @@
-"""Target `xpu`: no kernels yet."""
+"""Target `xpu`: W4A16 on Intel GPUs, by vLLM's XPU kernel library or by torch's own int4 operator.
 
-from qcompile.kernels import Kernel
+Neither operator checks its operands: a zero-point tensor in the wrong orientation has the right number of elements and gives wrong
+numbers silently. So layouts here follow from the canonical weight alone, never from a checkpoint's shapes, and all rules are ours.
+"""
 
-KERNELS: tuple[Kernel, ...] = ()
+import torch
+from torch import Tensor
+
+from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.meaning import Operands
+from qcompile.platform import Platform
+from qcompile.platform.cost import predicted
+from qcompile.targets.binding import Foreign, empty_output, no_rows
+
+SYMMETRIC_ZERO = 8  # unsigned nibbles of a symmetric weight are code + 8
+# Estimates: a decode step near the memory's speed, a prefill at half of the matrix engines' rate. The torch operator has no bias.
+GEMM_FACTORS = ((1, 1.5), (16, 2.0))
+INT4PACK_FACTORS = ((1, 1.6), (16, 2.1))
+
+
+def _gemm_fake(A: Tensor, B: Tensor, *_: object, **__: object) -> Tensor:  # noqa: N803 - the library's own names
+    return A.new_empty((A.shape[0], B.shape[1]))
+
+
+def _int4pack_fake(self: Tensor, mat2: Tensor, *_: object, **__: object) -> Tensor:
+    return self.new_empty((self.shape[0], mat2.shape[0]))
+
+
+GEMM = Foreign(
+    "_xpu_C",
+    "int4_gemm_w4a16",
+    ("A", "B", "bias", "B_scale", "B_zp", "group_size", "g_idx"),
+    "(Tensor A, Tensor B, Tensor? bias, Tensor B_scale, Tensor B_zp, int group_size, Tensor? g_idx) -> Tensor",
+    _gemm_fake,
+)
+INT4PACK = Foreign(
+    "aten",
+    "_weight_int4pack_mm_with_scales_and_zeros",
+    ("self", "mat2", "qGroupSize", "qScale", "qZeros"),
+    "(Tensor self, Tensor mat2, int qGroupSize, Tensor qScale, Tensor qZeros) -> Tensor",
+    _int4pack_fake,
+)
+
+
+def missing(where: Platform, operator: Foreign, library: str = "") -> Reasons:
+    """What this platform lacks: the GPU, a torch built for it, the kernel library, the operator or one of its arguments."""
+    lacking = unmet(
+        (bool(where.gpu("xpu")), "runs on an Intel XPU, this platform has none"),
+        (where.torch_build == "xpu", f"needs a torch built for XPU, this one is built for {where.torch_build}"),
+    )
+    if lacking:
+        return lacking
+    if library and not (found := where.library(library)).present:
+        return (found.detail or f"{library} is {found.state}",)
+    return () if where.simulated and operator.live() is None else operator.reasons()
+
+
+def refuses(site: Site) -> Reasons:
+    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
+    low, high = site.zero_range
+    return unmet(
+        (site.device == "xpu", f"runs on an XPU, this linear is on {site.device}"),
+        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        (site.k % 32 == 0, f"takes K in multiples of 32, got K={site.k}"),
+        (site.group % 32 == 0, f"takes groups in multiples of 32, got {site.group}"),
+        (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
+        (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
+        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
+        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+        (low >= 0 and high <= 15, f"keeps zero points in 4 bits (0 to 15), got {low} to {high}"),
+    )
+
+
+def nibbles(values: Tensor) -> Tensor:
+    """int8 values 0 .. 15 [R, C], C % 8 == 0 -> int32 [R, C/8], the lowest nibble first (little-endian machines)."""
+    pairs = values[:, 0::2] | (values[:, 1::2] << 4)
+    return pairs.contiguous().view(torch.int32)
+
+
+def unsigned(weight: Operands) -> Tensor:
+    """The codes as 0 .. 15."""
+    return weight.codes + SYMMETRIC_ZERO if weight.zeros is None else weight.codes
+
+
+def _rest(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    perm = () if weight.perm is None else (weight.perm,)
+    return perm if weight.bias is None else (*perm, weight.bias.to(site.dtype))
+
+
+def pack_gemm(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(nibbles int32 [N, K/8], scales [G, N], zero points, perm if any, bias if any).
+
+    Zero points: int8 [8] (one dimension selects the scalar path) for a symmetric weight, otherwise the true ones (nothing is added
+    to them) as int32 [G, N/8], packed along N.
+    """
+    zeros = torch.full_like(weight.codes[0, :1], SYMMETRIC_ZERO) if weight.zeros is None else nibbles(weight.zeros.t())
+    return (nibbles(unsigned(weight)), weight.scales.t().to(site.dtype).contiguous(), zeros, *_rest(weight, site))
+
+
+def call_gemm(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    """The operator reads B as [K/8, N] with stride 1 along K/8, and permutes the columns of A by g_idx itself."""
+    if no_rows(x):
+        return empty_output(x, site.n)
+    weight, scales, zeros, *rest = packed
+    perm = rest.pop(0) if site.act_order else None
+    bias = rest.pop(0) if site.has_bias else None
+    flat = x.reshape(-1, site.k).contiguous()
+    y = GEMM(A=flat, B=weight.t(), bias=bias, B_scale=scales, B_zp=zeros, group_size=site.group, g_idx=perm)
+    return y.reshape((*x.shape[:-1], site.n))
+
+
+def pack_int4pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(nibbles int32 [N, K/8], scales [G, N], zero points int8 [G, N], perm if any, bias if any)."""
+    zeros = torch.full_like(weight.scales, SYMMETRIC_ZERO, dtype=torch.int8) if weight.zeros is None else weight.zeros
+    scales = weight.scales.t().to(site.dtype).contiguous()
+    return (nibbles(unsigned(weight)), scales, zeros.t().contiguous(), *_rest(weight, site))
+
+
+def call_int4pack(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    if no_rows(x):
+        return empty_output(x, site.n)
+    weight, scales, zeros, *rest = packed
+    flat = x.reshape(-1, site.k)
+    flat = flat.index_select(-1, rest.pop(0)) if site.act_order else flat.contiguous()
+    y = INT4PACK(self=flat, mat2=weight, qGroupSize=site.group, qScale=scales, qZeros=zeros)
+    return (y + rest.pop(0) if site.has_bias else y).reshape((*x.shape[:-1], site.n))
+
+
+def _bytes(site: Site) -> float:
+    return site.n * site.k / 2 + 2.5 * site.n * site.groups
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        name="xpu.int4_gemm_w4a16",
+        missing=lambda where: missing(where, GEMM, "vllm_xpu_kernels"),
+        refuses=refuses,
+        pack=pack_gemm,
+        call=call_gemm,
+        seconds=lambda site, m, where: predicted(where, _bytes(site), 2.0 * m * site.n * site.k, m, GEMM_FACTORS),
+    ),
+    Kernel(
+        name="xpu.int4pack",
+        missing=lambda where: missing(where, INT4PACK),
+        refuses=refuses,
+        pack=pack_int4pack,
+        call=call_int4pack,
+        seconds=lambda site, m, where: predicted(where, _bytes(site), 2.0 * m * site.n * site.k, m, INT4PACK_FACTORS),
+    ),
+)

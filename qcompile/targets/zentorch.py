@@ -66,9 +66,9 @@ def missing(where: Platform, *operators: Foreign) -> Reasons:
     return tuple(reason for op in operators if not (where.simulated and op.live() is None) for reason in op.reasons())
 
 
-def float_scales(scales: Tensor) -> Tensor:
+def readable_scales(scales: Tensor, site: Site) -> Tensor:
     """The scales in a dtype both operators read rightly: bfloat16 as they are, everything else as float32."""
-    return scales if scales.dtype == torch.bfloat16 else scales.to(torch.float32)
+    return scales if site.scale_dtype == torch.bfloat16 else scales.to(torch.float32)
 
 
 def gathered(x: Tensor, perm: Tensor | None) -> Tensor:
@@ -92,7 +92,7 @@ def pack_woq(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 
     With zero points the operator reads nibbles as 0 .. 15, without them as -8 .. 7; the canonical codes have the same signs.
     """
-    packed = [REPACK(unpacked_weight=weight.codes), float_scales(weight.scales).t().contiguous()]
+    packed = [REPACK(unpacked_weight=weight.codes), readable_scales(weight.scales, site).t().contiguous()]
     if weight.zeros is not None:
         packed.append(weight.zeros.t().contiguous())
     return (*packed, *_rest(weight))
@@ -134,7 +134,7 @@ def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(codes int8 [N, K] or prepacked bytes, scales [N], perm if any, bias if any); narrow codes have their zeros subtracted."""
     codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
     stored = zentorch_prepack.prepack(codes) if zentorch_prepack.serves(site.n, site.k) else codes.contiguous()
-    return (stored, float_scales(weight.scales).reshape(-1), *_rest(weight))
+    return (stored, readable_scales(weight.scales, site).reshape(-1), *_rest(weight))
 
 
 def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
@@ -156,9 +156,9 @@ def seconds_qlinear(site: Site, m: int, where: Platform) -> float:
 
 
 def _rest(weight: Operands) -> tuple[Tensor, ...]:
-    """The permutation and the bias, if there; a float16 bias becomes float32 (the operators take float32 and bfloat16)."""
+    """The permutation and the bias, if there; float32 holds a bias of any dtype, and the operators take it."""
     perm = () if weight.perm is None else (weight.perm,)
-    return perm if weight.bias is None else (*perm, float_scales(weight.bias).contiguous())
+    return perm if weight.bias is None else (*perm, weight.bias.to(torch.float32).contiguous())
 
 
 KERNELS: tuple[Kernel, ...] = (

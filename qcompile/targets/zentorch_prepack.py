@@ -59,7 +59,7 @@ _torch_library.register_fake("qcompile::zentorch_prepack", _prepack_fake, lib=LI
 
 def prepack(codes: Tensor) -> Tensor:
     """The canonical int8 codes [N, K] as one flat int8 tensor in zentorch's own order."""
-    packed: Tensor = torch.ops.qcompile.zentorch_prepack(codes)
+    packed: Tensor = torch.ops.qcompile.zentorch_prepack.default(codes)
     return packed
 
 
