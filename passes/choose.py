@@ -4,14 +4,13 @@ import logging
 from dataclasses import replace
 
 from qcompile.errors import UnservedError
-from qcompile.graph import Constant
 from qcompile.kernels import Kernel, Reasons, Site, kernels, selects
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
-from qcompile.verify import verify
+from qcompile.verify import verify, verify_rewrite
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +42,14 @@ def apply(state: State) -> None:
 
 def _decide(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> None:
     reasons: dict[str, Reasons] = {}
+    wrong = _rewrite_proven(state, site, verified)
+    if wrong:
+        reasons = {name: (wrong,) for name in kernels()}
+        site.report = replace(site.report, reasons=reasons, fallback=state.options.fallback)
+        return
     able: list[tuple[float, int, Kernel]] = []
     for number, kernel in enumerate(kernels().values()):
-        against = (*_options_against(kernel, state.options), *kernel.reasons(site.site, state.platform))
+        against = (*_options_against(kernel, state.options), *_reasons(kernel, site.site, state.platform))
         if against:
             reasons[kernel.name] = against
         else:
@@ -70,6 +74,14 @@ def _decide(state: State, site: GraphSite, verified: dict[tuple[str, Site], tupl
         sqnr_db=sqnr if site.kernel else None,
         fallback=state.options.fallback,
     )
+
+
+def _reasons(kernel: Kernel, site: Site, where: Platform) -> Reasons:
+    try:
+        return kernel.reasons(site, where)
+    except Exception as error:  # one target's bug must not take the others with it
+        log.debug("asking %s", kernel.name, exc_info=True)
+        return (f"could not be asked: {type(error).__name__}: {error}",)
 
 
 def _options_against(kernel: Kernel, options: Options) -> Reasons:
@@ -108,11 +120,29 @@ def _verified(
     if state.options.verify == "structure" and key in verified:
         return verified[key]
     operands = operand_nodes(site)
-    recipe = pack_recipe(operands, kernel, site.site, state.constants)
-    leaves: list[Constant] = recipe.pick(state.constants)
-    result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+    try:
+        recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants)
+    except Exception as error:  # as above
+        log.debug("tracing the packing of %s", kernel.name, exc_info=True)
+        result: tuple[str, float | None] = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
+    else:
+        result = verify(kernel, site.site, operands, recipe, recipe.pick(state.constants), state.constants)
     verified[key] = result
     return result
+
+
+def _rewrite_proven(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> str:
+    """What is wrong with the canonical call that stands for the site's original graph, "" if nothing; once per structure."""
+    if state.options.verify == "off":
+        return ""
+    key = (f"rewrite of {len(site.parts) or 1}", site.site)
+    if key not in verified or state.options.verify == "every":
+        try:
+            verified[key] = verify_rewrite(site, state.constants), None
+        except Exception as error:  # a graph that cannot be run on a probe is not proven
+            log.debug("proving %s", site.report.module, exc_info=True)
+            verified[key] = f"the rewrite could not be proven: {type(error).__name__}: {error}", None
+    return verified[key][0]
 
 
 def _runs_here(kernel: Kernel, wanted: Platform) -> bool:

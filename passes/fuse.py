@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.emit import emit_plain
 from qcompile.graph import aten, is_call, subgraph, value
 from qcompile.ops import quantized_linear
 from qcompile.packing import operand_nodes
@@ -50,7 +49,7 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
         first.node.prepend(node)
     sizes = [part.site.n for part in parts]
     with graph.inserting_before(first.node):
-        whole = [_joined(graph, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
+        whole = [_joined(state, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
         codes, scales, zeros, bias = whole
         act = (operands[0].act_scale, operands[0].act_zero)
         node = graph.call_function(quantized_linear, (x, codes, scales, zeros, None, bias, *act, *first.node.args[8:]))
@@ -73,11 +72,11 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
     )
 
 
-def _joined(graph: fx.Graph, nodes: list[Any]) -> fx.Node | None:
+def _joined(state: State, nodes: list[Any]) -> fx.Node | None:
     """The constants one below the other, along N."""
     if nodes[0] is None:
         return None
-    joined: fx.Node = emit_plain(graph, lambda *tensors: torch.cat(tensors), nodes, "cat")
+    joined: fx.Node = state.emit(state.graph, lambda *tensors: torch.cat(tensors), nodes, "cat")
     return joined
 
 

@@ -1,41 +1,28 @@
 """Afterwards kernel calls are the operators they consist of, and a site without a kernel is back as it was."""
 
-from typing import Any
-
 from torch import fx
 
-from qcompile.emit import inline, trace_aten
-from qcompile.graph import live_nodes, value
+from qcompile.graph import live_nodes
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall
 from qcompile.pipeline import GraphSite, Pass, State
 
 
 def apply(state: State) -> None:
-    """Trace each kind of call once and copy it to every site of that kind."""
-    traced: dict[tuple[Any, ...], fx.GraphModule] = {}
+    """Copy the operators of each kind of call to every site of that kind."""
     for site in state.sites:
         if site.kernel is None:
             site.result.replace_all_uses_with(site.original)
         else:
-            _lower(state, site, traced)
+            _lower(state, site)
 
 
-def _lower(state: State, site: GraphSite, traced: dict[tuple[Any, ...], fx.GraphModule]) -> None:
+def _lower(state: State, site: GraphSite) -> None:
     call = site.node.target
     assert isinstance(call, KernelCall)
     arguments = [node for node in site.node.args if isinstance(node, fx.Node)]
-    fakes = [value(node) for node in arguments]
-    key = (call.kernel.name, call.site, *((str(fake.shape), str(fake.stride()), fake.dtype) for fake in fakes))
-    if key not in traced:
-        mode = getattr(fakes[0], "fake_mode", None)
-        if mode is None:
-            traced[key] = trace_aten(call, fakes, state.decompositions)
-        else:
-            with mode:
-                traced[key] = trace_aten(call, fakes, state.decompositions)
     with state.graph.inserting_before(site.node):
-        result = inline(state.graph, traced[key], arguments)
+        result = state.emit(state.graph, call, arguments, ("call", call.kernel.name, call.site))
     site.node.replace_all_uses_with(result)
     if site.result is site.node:
         site.result = result

@@ -24,7 +24,7 @@ def _prepack(state: State, site: GraphSite) -> None:
     x = site.node.args[0]
     with state.graph.inserting_before(site.node):
         try:
-            packed = emit_pack(state.graph, kernel, site.site, operand_nodes(site))
+            packed = emit_pack(state.graph, state.emit, kernel, site.site, operand_nodes(site))
         except Exception as error:  # a kernel's bug must not stop the user's model
             log.debug("packing for %s", kernel.name, exc_info=True)
             reasons = {**site.report.reasons, kernel.name: (f"its packing failed: {error}",)}

@@ -96,7 +96,7 @@ def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
 
 
 def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | None) -> None:
-    node, result = raise_product(state.graph, product, reading, rounded)
+    node, result = raise_product(state.graph, state.emit, product, reading, rounded)
     proposal = reading.proposal
     leaves = leaves_of(product.weight, state.constants)
     tensors = [state.constants[leaf].tensor for leaf in leaves]
@@ -136,7 +136,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
     recheck = None
     if reading.by_value or not proposal.symmetric:
         copy = Recipe.of([product.weight, *reading.inputs], state.constants)
-        recheck = Recheck(copy.roots[0], product.transposed, copy.roots[1:], copy.inputs, copy.paths)
+        recheck = Recheck(copy.roots[0], product.transposed, copy.roots[1:], copy.inputs, copy.sources)
     state.sites.append(
         GraphSite(node, result, product.end, product.weight, tuple(leaves), proposal, site, row, reading.by_value, recheck)
     )

@@ -6,7 +6,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, aten, evaluate, is_call, prims, value
+from qcompile.graph import Constant, aten, evaluate, hint, is_call, prims, value
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import fake_quantize
 from qcompile.products import VIEWS
@@ -156,7 +156,7 @@ def _differs(region: Tensor, ours: Tensor) -> bool:
 
 def _sample(like: Tensor, probe: int) -> Tensor:
     """Random inputs of the shape traced: plain, large, tiny, with outliers, with a row of zeros."""
-    shape = [size.node.require_hint() if isinstance(size, torch.SymInt) else int(size) for size in like.shape]
+    shape = [int(hint(size)) for size in like.shape]
     generator = torch.Generator().manual_seed(77 + probe)
     x = torch.randn(shape, generator=generator)
     if probe == 1:

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from qcompile import cones
 from qcompile.capture import aot_constants, dynamo_constants
 from qcompile.dump import Dump
+from qcompile.emit import Emitter
 from qcompile.errors import TRAINING_WARNING, QCompileError
-from qcompile.graph import Constant, value
+from qcompile.graph import Constant, hint, value
 from qcompile.options import Options, resolve
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, check_equality, run
@@ -113,7 +114,7 @@ class _Compilation:
         position = {node: index for index, node in enumerate(placeholders)}
         state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
         state.fuel = self.options.fuel
-        state.decompositions = {} if self._is_eager(kwargs) else inductor_decompositions()
+        state.emit = Emitter({} if self._is_eager(kwargs) else inductor_decompositions())
         dump = Dump(self.options.dump, self.number)
         try:
             # Tracing is still going on around us: without this, constants' values could not be computed.
@@ -152,10 +153,9 @@ class _Compilation:
         kept = [position[node] for node in nodes if node in position]
         folded = [state.folded[node] for node in nodes if node in state.folded]
         packed = [Packed(item, tuple(position[source] for source in item.recipe.sources)) for item in folded]
-        raw = {source for item in folded for source in item.recipe.sources}
-        watched = {position[node]: state.constants[node] for node in raw}
-        if self.options.release:
-            release_raw(state, raw)
+        raw = dict.fromkeys(source for item in folded for source in item.recipe.sources)
+        parts = [part for site in state.sites if site.kernel is not None for part in site.parts or (site,)]
+        raw.update(dict.fromkeys(origin for part in parts if part.recheck is not None for origin in part.recheck.origins))
         order = [*[node for node in nodes if node in position], *[node for node in nodes if node in state.folded]]
         _reorder(state.graph, order)
         state.gm.recompile()
@@ -165,6 +165,10 @@ class _Compilation:
             known = [at for at, index in enumerate(kept) if index in static]
             kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
         compiled = self._hand_over(state.gm, new_inputs, kwargs)
+        if self.options.release:
+            captured = list(pristine.graph.find_nodes(op="placeholder"))
+            release_raw({node: state.constants[node] for node in raw}, {node: captured[position[node]] for node in raw})
+        watched = {node: (position[node], state.constants[node]) for node in raw}
         return Runner(compiled, kept, packed, watched, _boxed(pristine))
 
     def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -209,12 +213,8 @@ def _zeros(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
 
 def _zero(item: Any) -> Any:
     if isinstance(item, Tensor):
-        return torch.zeros([_hint(size) for size in item.shape], dtype=item.dtype, device=item.device)
-    return _hint(item)
-
-
-def _hint(size: Any) -> Any:
-    return size.node.require_hint() if isinstance(size, torch.SymInt) else size
+        return torch.zeros([hint(size) for size in item.shape], dtype=item.dtype, device=item.device)
+    return hint(item)
 
 
 def _warn_once(text: str) -> None:

@@ -12,8 +12,8 @@ from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_ke
 from qcompile.meaning import Operands
 from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals
-from qcompile.store import Leaves
 from qcompile.tighten import fits_four_bits, four_bits, in_order, is_in_order
+from qcompile.watch import Leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Reading:
     inputs: tuple[fx.Node, ...]
     zero_range: tuple[int, int]
     scale_dtype: torch.dtype
-    name: str = ""  # names the unpacking uniquely: reader, number and format of the proposal
+    key: str  # equal for readings that unpack leaves of equal shapes in the same way
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ class Reader:
             _structures[key] = replace(known, narrow=False, straight=False)
             _weights[identity] = known, Leaves(mine)
         proposal, inputs = self._build(product, leaves, known)
-        name = f"read.{known.reader}.{known.found or known.ordinal}.{proposal.bits}.{product.n}x{product.k}.{product.transposed}"
+        unpacking = f"{known.reader} {known.ordinal} {known.found} {proposal.bits} {key}"
         by_value = known.by_value or known.narrow or known.straight
-        return Reading(proposal, known.reader, by_value, inputs, known.zero_range, known.scale_dtype, name)
+        return Reading(proposal, known.reader, by_value, inputs, known.zero_range, known.scale_dtype, unpacking)
 
     def _cone(self, product: Product, leaves: Sequence[fx.Node]) -> Cone:
         described = tuple(

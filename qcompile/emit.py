@@ -1,52 +1,61 @@
-"""Turns Python functions on tensors into graph nodes: constants' code as plain calls, run-time code as ATen with fake values."""
+"""Turns Python functions on tensors into graph nodes: traced once on fake tensors, copied to every place that needs them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.proxy import GraphAppendingTracer, TraceError
 
-from qcompile.graph import value
+from qcompile.graph import literal, value
 
 
-def emit_plain(graph: fx.Graph, function: Callable[..., Any], nodes: Sequence[fx.Node | None], name: str) -> Any:
-    """Nodes at the graph's insertion point that compute `function(*nodes)`, as the torch calls it is made of.
+class Emitter:
+    """Emits functions into graphs. A function is traced once for each `key` and kind of arguments.
 
-    For code on constants only (`fold` runs it). What cannot be traced becomes one call of the function itself, called `name`.
+    decompositions: operators to take apart while tracing (Inductor's table for code that Inductor compiles).
     """
-    tracer = GraphAppendingTracer(graph)
-    before = set(graph.nodes)
-    try:
-        result = function(*(None if node is None else fx.Proxy(node, tracer) for node in nodes))
-        return fx.node.map_aggregate(result, lambda item: item.node if isinstance(item, fx.Proxy) else item)
-    except (TraceError, TypeError, RuntimeError, AttributeError, ValueError, IndexError):
-        for node in reversed([node for node in graph.nodes if node not in before]):
-            graph.erase_node(node)
-    call = graph.call_function(_Opaque(function, name), tuple(nodes))
-    return call
+
+    def __init__(self, decompositions: Mapping[Any, Any] | None = None) -> None:
+        self.decompositions = dict(decompositions or {})
+        self._traced: dict[Hashable, fx.GraphModule] = {}
+
+    def __call__(self, graph: fx.Graph, function: Callable[..., Any], nodes: Sequence[fx.Node | None], key: Hashable) -> Any:
+        """Nodes at the graph's insertion point that compute `function(*nodes)`; what it returns, as nodes.
+
+        The function must be straight-line tensor code: no Python decisions on values, no .item(). None arguments stay None.
+        key: equal only for functions that do the same to arguments of the same shapes and dtypes.
+        """
+        given = [node for node in nodes if node is not None]
+        fakes = [_fake(node) for node in given]
+        full = (key, tuple(node is None for node in nodes), *((str(f.shape), str(f.stride()), f.dtype, str(f.device)) for f in fakes))
+        if full not in self._traced:
+            missing = [node is None for node in nodes]
+            self._traced[full] = self._trace(lambda *args: function(*_spread(args, missing)), fakes)
+        return _inline(graph, self._traced[full], given)
+
+    def _trace(self, function: Callable[..., Any], fakes: Sequence[Tensor]) -> fx.GraphModule:
+        mode = next((mode for fake in fakes if (mode := getattr(fake, "fake_mode", None)) is not None), None)
+        with mode or nullcontext(), torch.no_grad():
+            # Two nodes copied from one traced piece share a fake tensor; the tracer tells arguments apart by the object.
+            apart = [torch.empty_strided(f.shape, f.stride(), dtype=f.dtype, device=f.device) for f in fakes]
+            return make_fx(function, decomposition_table=self.decompositions, tracing_mode="real")(*apart)
 
 
-class _Opaque:
-    """A function as a call target with a readable, unique name."""
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function = function
-        self.display_name = self.__name__ = self.__qualname__ = name
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
+def _spread(args: Sequence[Any], missing: Sequence[bool]) -> list[Any]:
+    left = iter(args)
+    return [None if absent else next(left) for absent in missing]
 
 
-def trace_aten(function: Callable[..., Any], fakes: Sequence[Any], table: Mapping[Any, Any]) -> fx.GraphModule:
-    """`function` on fake tensors as an ATen graph with fake values on every node."""
-    with torch.no_grad():
-        return make_fx(function, decomposition_table=dict(table), tracing_mode="real")(*fakes)
+def _fake(node: fx.Node) -> Tensor:
+    fake = value(node)
+    if not isinstance(fake, Tensor):
+        raise TypeError(f"{node.name} has no known shape and dtype")
+    return fake
 
 
-def inline(graph: fx.Graph, piece: fx.GraphModule, arguments: Sequence[fx.Node]) -> Any:
-    """Copy a traced piece to the graph's insertion point; returns what it returns, as nodes."""
+def _inline(graph: fx.Graph, piece: fx.GraphModule, arguments: Sequence[fx.Node]) -> Any:
     copies: dict[fx.Node, Any] = {}
     inputs = iter(arguments)
     for node in piece.graph.nodes:
@@ -55,14 +64,17 @@ def inline(graph: fx.Graph, piece: fx.GraphModule, arguments: Sequence[fx.Node])
         elif node.op == "output":
             return fx.node.map_arg(node.args[0], lambda item: copies[item])
         elif node.op == "get_attr":
-            raise ValueError("a kernel's call must not capture tensors")
+            copies[node] = _literal(graph, literal(node))
         else:
             copies[node] = graph.node_copy(node, lambda item: copies[item])
     raise AssertionError("a graph without output")
 
 
-def fake(node: fx.Node) -> Tensor:
-    """The node's fake value, which must be a tensor."""
-    result = value(node)
-    assert isinstance(result, Tensor)
-    return result
+def _literal(graph: fx.Graph, tensor: Tensor) -> fx.Node:
+    """A tensor that the function spelled out, as a constant of this graph."""
+    name = f"_qcompile_literal_{id(tensor):x}"
+    if graph.owning_module is not None:
+        setattr(graph.owning_module, name, tensor)
+    node = graph.create_node("get_attr", name)
+    node.meta.update(val=tensor, literal=tensor)
+    return node

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -142,9 +143,14 @@ def run_node(node: fx.Node, load: Any) -> Any:
     raise ValueError(f"cannot evaluate {node.op} node {node.name}")
 
 
+def hint(size: Any) -> Any:
+    """A symbolic size's value in the call that was traced; anything else as it is."""
+    return optimization_hint(size) if isinstance(size, torch.SymInt) else size
+
+
 def _concrete(item: Any) -> Any:
     if isinstance(item, torch.SymInt):
-        return item.node.require_hint()
+        return hint(item)
     if isinstance(item, list | tuple) and not isinstance(item, torch.Size):
         return type(item)(_concrete(part) for part in item)
     if isinstance(item, dict):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qcompile.emit import emit_plain
+from qcompile.emit import Emitter
 from qcompile.graph import Constant
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands
@@ -31,19 +31,21 @@ def operand_nodes(site: GraphSite) -> Operands:
     return Operands(*nodes)
 
 
-def emit_pack(graph: fx.Graph, kernel: Kernel, site: Site, operands: Operands) -> tuple[fx.Node, ...]:
+def emit_pack(graph: fx.Graph, emit: Emitter, kernel: Kernel, site: Site, operands: Operands) -> tuple[fx.Node, ...]:
     """Nodes at the insertion point that pack the operands for the kernel."""
     nodes: Any = tuple(operands)
-    packed = emit_plain(graph, lambda *tensors: kernel.pack(Operands(*tensors), site), nodes, f"{kernel.name}.pack")
-    if not isinstance(packed, tuple) or not all(isinstance(item, fx.Node) for item in packed):
-        raise TypeError(f"the packing of {kernel.name} is not straight-line torch code")
+    packed: tuple[fx.Node, ...] = emit(
+        graph, lambda *tensors: tuple(kernel.pack(Operands(*tensors), site)), nodes, ("pack", kernel.name, site)
+    )
     return packed
 
 
-def pack_recipe(operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]) -> Recipe:
+def pack_recipe(
+    emit: Emitter, operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]
+) -> Recipe:
     """The recipe that makes the packed constants of a site from its raw weights; equal to the one `fold` makes later."""
     given: Any = [node for node in operands if node is not None]
     base = Recipe.of(given, constants)
     copies = iter(base.roots)
     mine: Any = [None if node is None else next(copies) for node in operands]
-    return base.extended(emit_pack(base.graph, kernel, site, Operands(*mine)), kernel.retire_addresses)
+    return base.extended(emit_pack(base.graph, emit, kernel, site, Operands(*mine)), kernel.retire_addresses)

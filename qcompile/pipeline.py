@@ -1,15 +1,16 @@
 """What a pass is, what it works on, and how the pipeline runs them: order, invariants, dumps, and equality checks between passes."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError
-from qcompile.graph import Constant, evaluate
+from qcompile.graph import Constant, evaluate, hint
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import sqnr_db
 from qcompile.options import Options
@@ -24,13 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Recheck(NamedTuple):
-    """What it takes to read a weight again after its content changed: a copy of its cone, apart from the graph."""
+    """What it takes to read a weight again after its content changed: a copy of its cone, apart from the graph.
+
+    sources: the copy's inputs; origins: the constants of the captured graph that they stand for.
+    """
 
     weight: fx.Node
     transposed: bool
     inputs: tuple[fx.Node, ...]
     sources: tuple[fx.Node, ...]
-    paths: tuple[str, ...]
+    origins: tuple[fx.Node, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +99,7 @@ class State:
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
     fuel: int | None = None
-    decompositions: Mapping[Any, Any] = field(default_factory=dict)
+    emit: Emitter = field(default_factory=Emitter)
 
     @property
     def graph(self) -> fx.Graph:
@@ -165,13 +169,13 @@ def probe_inputs(state: State, seed: int = 0) -> dict[fx.Node, Any]:
         elif node in state.folded:
             feed[node] = state.folded[node].tensor
         elif isinstance(val, Tensor):
-            shape = [size.node.require_hint() if isinstance(size, torch.SymInt) else size for size in val.shape]
+            shape = [hint(size) for size in val.shape]
             if val.dtype.is_floating_point:
                 feed[node] = torch.randn(shape, generator=generator).to(val.dtype)
             else:
                 feed[node] = torch.zeros(shape, dtype=val.dtype)
         else:
-            feed[node] = val.node.require_hint() if isinstance(val, torch.SymInt) else val
+            feed[node] = hint(val)
     return feed
 
 

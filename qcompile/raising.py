@@ -1,6 +1,5 @@
 """Builds the canonical call of a recognized product and puts it in the product's place."""
 
-import operator
 from typing import Any
 
 import torch
@@ -8,28 +7,29 @@ from torch import Tensor, fx
 
 from qcompile.activations import Rounded
 from qcompile.cones import Reading
-from qcompile.emit import emit_plain
+from qcompile.emit import Emitter
 from qcompile.graph import aten, is_call, prims, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.products import CASTS, VIEWS, Product
 
 
-def raise_product(graph: fx.Graph, product: Product, reading: Reading, rounded: Rounded | None) -> tuple[fx.Node, fx.Node]:
+def raise_product(
+    graph: fx.Graph, emit: Emitter, product: Product, reading: Reading, rounded: Rounded | None
+) -> tuple[fx.Node, fx.Node]:
     """(canonical call, node that now stands for product.end). The old chain stays in the graph without users."""
     proposal = reading.proposal
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     with graph.inserting_before(product.end.next):
-        operands = emit_plain(graph, lambda *leaves: proposal.unpack(leaves), reading.inputs, reading.name)
-        if isinstance(operands, fx.Node):  # the unpack function is one opaque call; take its fields
-            operands = [graph.call_function(operator.getitem, (operands, index)) for index in range(4)]
+        operands = emit(graph, lambda *leaves: tuple(proposal.unpack(leaves)), reading.inputs, ("unpack", reading.key))
         codes, scales, zeros, perm = operands[:4]
         zeros = None if proposal.symmetric else zeros
         perm = perm if proposal.act_order else None
         if product.post:
             divides = [divide for _, divide in product.post]
-            scales = emit_plain(graph, _scaled(divides), [scales, *(node for node, _ in product.post)], f"scaled{divides}")
-        bias = _bias(graph, product)
+            factors = [node for node, _ in product.post]
+            scales = emit(graph, _scaled(divides), [scales, *factors], ("scaled", *divides))
+        bias = _bias(graph, emit, product)
         x, act_scale, act_zero = product.x, None, None
         if rounded is not None:
             x, act_scale, act_zero = _shaped_like(graph, rounded.source, product.x), rounded.scale, rounded.zero
@@ -56,7 +56,7 @@ def _scaled(divides: list[bool]) -> Any:
     return run
 
 
-def _bias(graph: fx.Graph, product: Product) -> fx.Node | None:
+def _bias(graph: fx.Graph, emit: Emitter, product: Product) -> fx.Node | None:
     """All biases as one [N], each times the factors that come after it."""
     if not product.biases:
         return None
@@ -78,7 +78,7 @@ def _bias(graph: fx.Graph, product: Product) -> fx.Node | None:
     nodes = [node for node, _ in product.biases] + [node for node, _ in product.post]
     if len(nodes) == 1 and value(nodes[0]).shape == (n,) and value(nodes[0]).dtype is dtype:
         return nodes[0]
-    result: fx.Node = emit_plain(graph, total, nodes, f"bias{counts}{divides}")
+    result: fx.Node = emit(graph, total, nodes, ("bias", n, dtype, *counts, *divides))
     return result
 
 

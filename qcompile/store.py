@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torch.multiprocessing.reductions import StorageWeakRef
-
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph import Constant, evaluate, literal, structural_key, subgraph
 from qcompile.memory import retired
+from qcompile.watch import Leaves, is_released
 
 
 @dataclass(slots=True, eq=False)
@@ -81,29 +80,6 @@ class Recipe:
         # A view of a raw weight would change with it and could not be released.
         shares = any(item.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr() for leaf in leaves)
         return item.clone() if shares else item.detach()
-
-
-def is_released(leaf: Tensor) -> bool:
-    """Whether the tensor's memory was freed by option release."""
-    return leaf.numel() > 0 and leaf.untyped_storage().size() == 0
-
-
-class Leaves:
-    """Raw weights as something was derived from them: `same` while these very tensors live, on the same storages.
-
-    An identity alone (Constant.identity) may come back: ids and addresses of what died are used again.
-    """
-
-    __slots__ = ("storages", "tensors")
-
-    def __init__(self, leaves: Sequence[Constant]) -> None:
-        self.tensors = tuple(weakref.ref(leaf.tensor) for leaf in leaves)
-        self.storages = tuple(StorageWeakRef(leaf.tensor.untyped_storage()) for leaf in leaves)
-
-    def same(self, leaves: Sequence[Constant]) -> bool:
-        """Whether these are still the same tensors; together with equal identities that means equal content."""
-        alive = all(reference() is leaf.tensor for reference, leaf in zip(self.tensors, leaves, strict=True))
-        return alive and not any(storage.expired() for storage in self.storages)
 
 
 @dataclass(slots=True)

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, evaluate
+from qcompile.graph import Constant, evaluate, hint, is_call, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
+from qcompile.pipeline import GraphSite
+from qcompile.products import VIEWS
 from qcompile.store import STORE, Recipe
 
 ACCEPT_DB = 40.0
@@ -51,6 +53,34 @@ def verify(
         if ours < theirs - _NOISIER_DB:
             return f"rounds activations worse than the checkpoint asks for: {ours:.1f} dB instead of {theirs:.1f}", sqnr
     return "", sqnr
+
+
+def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> str:
+    """Runs the canonical call and the graph it replaced on one input of the traced size; "" if they agree, else a sentence.
+
+    This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it.
+    """
+    source = site.node.args[0]
+    while is_call(source, *VIEWS) and isinstance(source.args[0], fx.Node):
+        source = source.args[0]
+    assert isinstance(source, fx.Node)
+    feed: dict[fx.Node, Any] = {node: constant.tensor for node, constant in constants.items()}
+    feed[source] = sample(value(source))
+    parts = site.parts or (site,)
+    values = evaluate([part.original for part in parts] + [part.result for part in parts], feed)
+    for part, before, after in zip(parts, values, values[len(parts) :], strict=False):
+        sqnr = sqnr_db(before, after) if bool(before.any()) or bool(after.any()) else float("inf")
+        if before.shape != after.shape or before.dtype is not after.dtype:
+            return f"the rewrite gives {after.dtype} {list(after.shape)} instead of {before.dtype} {list(before.shape)}"
+        if not sqnr >= ACCEPT_DB:
+            return f"the rewrite of {part.report.module} is wrong on a probe: {sqnr:.1f} dB, at least {ACCEPT_DB:.0f} is asked for"
+    return ""
+
+
+def sample(like: Tensor) -> Tensor:
+    """Random values of a fake tensor's shape and dtype."""
+    generator = torch.Generator().manual_seed(99)
+    return torch.randn([int(hint(size)) for size in like.shape], generator=generator).to(like.device, like.dtype)
 
 
 def probe(site: Site) -> Tensor:
