@@ -13,7 +13,7 @@ from rich.console import Console
 # JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
 EQUAL_DB = 320.0
 # The kinds of meaning.ActivationQuant in the words of the report.
-ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 per token", "token_asymmetric": "a8 asym per token", "tensor": "a8 static"}
+ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class SiteReport:
         if not self.bits:
             return "?"
         kind = "fp" if self.codebook else "int"
-        group = "per channel" if self.group == self.k else f"g{self.group}"
+        group = "channel" if self.group == self.k else f"g{self.group}"
         extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
         rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
         return f"{kind}{self.bits} {group}{extras}{', ' if rounded else ''}{rounded}"

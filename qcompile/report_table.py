@@ -11,6 +11,7 @@ from qcompile.report import Report, SiteReport
 from qcompile.report_text import Row, decibels, footer, joined_paths, megabytes, refusals, rows, runs_as, shape, why, worst_db
 
 WIDE = 120  # columns from which the table also shows bytes
+NARROW = 100  # below this the weight's scheme stands under the layer's name
 
 
 def show(report: Report, console: Console, verbose: bool = False) -> None:
@@ -19,7 +20,7 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
     console.print(Text(report.summary, style=style))
     if not report.sites:
         return
-    console.print(_layers(rows(report, verbose), console.width >= WIDE))
+    console.print(_layers(rows(report, verbose), console.width))
     notes = {site.note: None for site in report.sites if site.note}
     for note in notes:
         count = sum(1 for site in report.sites if site.note == note)
@@ -31,15 +32,16 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
         console.print(Text.assemble((name, "red"), f": {state}"))
         if sites[0].declined:
             console.print(Text(f"  {sites[0].declined}", style="dim"))
-        _show_refusals("", sites, console)
-    _show_refusals("kernel not taken", report.served, console)
+        _show_refusals("", sites, console, complete=True)
+    _show_refusals("kernel not taken", report.served, console, complete=verbose)
     if tail := footer(report):
         console.print()
         console.print(Text(tail, style="dim"))
 
 
-def _layers(listed: Sequence[Row], wide: bool) -> Table:
-    headings = ("layer", "", "weight", "N x K", "kernel", "SQNR", *(("bytes",) if wide else ()))
+def _layers(listed: Sequence[Row], width: int) -> Table:
+    narrow, wide = width < NARROW, width >= WIDE
+    headings = ("layer", "", *(() if narrow else ("weight",)), "N x K", "kernel", "SQNR", *(("bytes",) if wide else ()))
     table = _table(*headings, right=("", "N x K", "SQNR", "bytes"))
     blocks = [_block(row.name) for row in listed]
     before = ""
@@ -54,7 +56,10 @@ def _layers(listed: Sequence[Row], wide: bool) -> Table:
         count = f"{len(row.sites)} x" if len(row.sites) > 1 else ""
         first, last = sum(s.bytes_before for s in row.sites), sum(s.bytes_after for s in row.sites)
         total = (f"{megabytes(first)} > {megabytes(last)}" if first or last else "",) if wide else ()
-        table.add_row(escape(name), count, escape(site.scheme), shape(site), taken, decibels(worst_db(row.sites)), *total)
+        indent = " " * (len(name) - len(name.lstrip()) + 2)
+        label = f"{escape(name)}\n{indent}[dim]{escape(site.scheme)}[/]" if narrow else escape(name)
+        scheme = () if narrow else (escape(site.scheme),)
+        table.add_row(label, count, *scheme, shape(site), taken, decibels(worst_db(row.sites)), *total)
     return table
 
 
@@ -78,22 +83,32 @@ def _table(*headings: str, right: tuple[str, ...] = ()) -> Table:
         if heading in right:
             table.add_column(heading, justify="right", no_wrap=True)
         else:
-            table.add_column(heading, overflow="fold", no_wrap=heading == "kernel")
+            table.add_column(heading, overflow="fold", no_wrap=heading in {"kernel", "weight", "kernel not taken"})
     return table
 
 
-def _show_refusals(heading: str, sites: Sequence[SiteReport], console: Console) -> None:
+def _show_refusals(heading: str, sites: Sequence[SiteReport], console: Console, complete: bool) -> None:
+    """Kernels not taken; unless `complete`, only the first reason of each and how many more there are."""
     found = refusals(sites)
     if not found:
         return
-    counted = any(times != len(sites) for _, _, times in found)
-    table = _table(heading or "kernel", "why", *(("layers",) if counted else ()), right=("layers",))
+    reasons: dict[str, list[tuple[str, int]]] = {}
+    for name, sentence, times in found:
+        reasons.setdefault(name, []).append((sentence, times))
+    shown = [(name, *entry) for name, entries in reasons.items() for entry in (entries if complete else _shortened(entries))]
+    counted = any(times != len(sites) for _, _, times in shown)
+    table = _table(heading or "kernel not taken", "why", *(("layers",) if counted else ()), right=("layers",))
     table.show_header = bool(heading)
     before = ""
-    for name, sentence, times in found:
-        count = str(times) if times != len(sites) else "all"
-        table.add_row("" if name == before else f"  {escape(name)}", escape(sentence), *((count,) if counted else ()), style="dim")
+    for name, sentence, times in shown:
+        count = (str(times) if times != len(sites) else "all",) if counted else ()
+        table.add_row("" if name == before else f"  {escape(name)}", escape(sentence), *count, style="dim")
         before = name
     if heading:
         console.print()
     console.print(table)
+
+
+def _shortened(entries: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    (sentence, times), more = entries[0], len(entries) - 1
+    return [(f"{sentence} (and {more} more reason{'s' if more > 1 else ''})" if more else sentence, times)]

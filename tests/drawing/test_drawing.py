@@ -74,7 +74,7 @@ def test_dot_of_one_block(tmp_path: Path) -> None:
         '"x" -> "between_relu";',
     ]
     assert 'label="qcompile: 3 of 4 quantized linears rewritten\\nzentorch.woq_linear: 2, native.int4: 1, no kernel: 1"' in text
-    assert f'"head" [label="head\\nint4 per channel\\n8x8\\nleft as it was", fillcolor="{NONE[0]}"' in text
+    assert f'"head" [label="head\\nint4 channel\\n8x8\\nleft as it was", fillcolor="{NONE[0]}"' in text
 
 
 def test_svg_is_well_formed_and_colours_sites_by_kernel(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_dense_fallback_is_named() -> None:
     ("changes", "scheme"),
     [
         ({"symmetric": False, "group": 32}, "int4 g32 asym"),
-        ({"bits": 8, "group": 256, "activation": "token/127.5/-128@input"}, "int8 per channel, a8 per token"),
+        ({"bits": 8, "group": 256, "activation": "token/127.5/-128@input"}, "int8 channel, a8 token"),
         ({"codebook": "e2m1", "group": 16}, "fp4 g16"),
         ({"act_order": True}, "int4 g128 act-order"),
         ({"bits": 0}, "?"),

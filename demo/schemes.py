@@ -1,0 +1,33 @@
+"""The three ways in which the demonstration quantizes, as folder name -> arguments of compressed-tensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qcompile.frontends.quantize import quantize
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "w4a16": {"bits": 4, "group": 128},
+    "w4a16-asym": {"bits": 4, "group": 32, "symmetric": False},
+    "w8a8": {"bits": 8, "group": None, "activations": "dynamic"},
+}
+TITLES = {
+    "w4a16": "W4A16, group 128, symmetric",
+    "w4a16-asym": "W4A16, group 32, asymmetric",
+    "w8a8": "W8A8, per channel, dynamic per token",
+}
+
+
+def folder_of(output: Path, model: str, scheme: str) -> Path:
+    return output / f"{model}-{scheme}"
+
+
+def make(folder: Path, scheme: str, float_model: Callable[[], Any], tokenizer: Any = None) -> None:
+    """Quantize float_model() with compressed-tensors and save it to `folder`, unless it is there already."""
+    done = folder / "complete"
+    if done.exists():
+        return
+    quantize(float_model(), folder, **SCHEMES[scheme])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    done.touch()
