@@ -120,23 +120,24 @@ class _Compilation:
             # Tracing is still going on around us: without this, constants' values could not be computed.
             with _disable_current_modes(), torch.no_grad():
                 run(PIPELINE, state, dump.observe, check_equality(state) if self.options.check else None)
+            runner = self._runner(state, pristine_gm, position, inputs, kwargs) if state.folded else None
         except QCompileError:
             raise
         except Exception as error:  # ours, so the user's graph is compiled as it came
-            log.warning("graph %d is compiled unchanged: %s: %s", self.number, type(error).__name__, error)
-            log.debug("pipeline failed", exc_info=True)
+            what = f"the graph is compiled unchanged: {type(error).__name__}: {error}"
+            log.warning("graph %d: %s", self.number, what)
+            log.debug("rewriting failed", exc_info=True)
+            self._record([SiteReport(module=f"graph {self.number}", declined=what)], state, dump)
             return self._hand_over(pristine_gm, inputs, kwargs)
-        self._record(state, dump)
-        if not state.folded and not any(site.kernel for site in state.sites):
-            return self._hand_over(pristine_gm, inputs, kwargs)
-        return self._runner(state, pristine_gm, position, inputs, kwargs)
+        self._record([*(row for site in state.sites for row in site.rows()), *state.declined], state, dump)
+        return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
 
     @staticmethod
     def _is_eager(kwargs: dict[str, Any]) -> bool:
         return not kwargs  # Inductor passes its own arguments, AOTAutograd alone passes none
 
-    def _record(self, state: State, dump: Dump) -> None:
-        rows = [replace(row, graph=self.number) for row in [*(row for site in state.sites for row in site.rows()), *state.declined]]
+    def _record(self, decided: Sequence[SiteReport], state: State, dump: Dump) -> None:
+        rows = [replace(row, graph=self.number) for row in decided]
         if self.explained is None:
             record(rows, self.number)
         else:
@@ -165,7 +166,7 @@ class _Compilation:
             known = [at for at, index in enumerate(kept) if index in static]
             kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
         compiled = self._hand_over(state.gm, new_inputs, kwargs)
-        if self.options.release:
+        if self.options.release and self.explained is None:
             captured = list(pristine.graph.find_nodes(op="placeholder"))
             release_raw({node: state.constants[node] for node in raw}, {node: captured[position[node]] for node in raw})
         watched = {node: (position[node], state.constants[node]) for node in raw}

@@ -90,6 +90,11 @@ TRAINING_WARNING = (
     "For inference call the model under torch.no_grad() or torch.inference_mode()."
 )
 
+CHANGED_WARNING = (
+    "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked and "
+    "slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."
+)
+
 ALREADY_DENSE_WARNING = (
     "qcompile: {count} quantized layers of this model were already decompressed to dense weights (compressed-tensors does that at "
     "the first forward, or at loading with dequantize=True), for example {example}. They stay dense. To keep them packed, load the "

@@ -1,21 +1,37 @@
 """Option release: frees the memory of raw weights that only packed kernels read."""
 
 import logging
+from collections.abc import Mapping
 
 from torch import fx
 
-from qcompile.pipeline import State
-from qcompile.store import STORE, is_released
+from qcompile.frontends.ops import dequantize_packed
+from qcompile.graph import Constant, is_call
+from qcompile.store import STORE
+from qcompile.watch import is_released
 
 log = logging.getLogger(__name__)
 
 
-def release_raw(state: State, raw: set[fx.Node]) -> None:
-    """Free each raw weight that the rewritten graph no longer reads. A tensor that shares its memory with another one is kept."""
-    for node in raw:
-        constant = state.constants[node]
+def releasable(captured: fx.Node) -> bool:
+    """Whether an input of the captured graph is read by our own dequantization alone.
+
+    Any other operator, run eagerly on a tensor without memory, would not raise but crash the process.
+    """
+    return len(captured.users) > 0 and all(is_call(user, dequantize_packed) for user in captured.users)
+
+
+def release_raw(raw: Mapping[fx.Node, Constant], captured: Mapping[fx.Node, fx.Node]) -> None:
+    """Free each raw weight that the rewritten graph no longer reads; captured: its input in the graph as it came.
+
+    Kept: a tensor that shares its memory with another one, and one that other code than qcompile's reads.
+    """
+    for node, constant in raw.items():
         tensor = constant.tensor
         if is_released(tensor) or node.users:
+            continue
+        if not releasable(captured[node]):
+            log.warning("%s is not released: the model's own code reads it, and would crash without its memory", constant.path)
             continue
         if tensor.untyped_storage().size() != tensor.numel() * tensor.element_size():
             log.info("%s shares its memory and is not released", constant.path)

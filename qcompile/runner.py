@@ -3,19 +3,20 @@
 import logging
 import operator
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from qcompile.check import disagreement
-from qcompile.errors import ReleasedWeightError
+from qcompile.check import disagreement, in_range
+from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph import Constant, evaluate
+from qcompile.kernels import Kernel
 from qcompile.pipeline import Folded, GraphSite
 from qcompile.store import STORE
+from qcompile.watch import Watch, is_released
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class Packed:
 class Runner:
     """Calls `compiled` with the arguments that are still inputs, then the packed weights.
 
-    Before that it asks whether every raw weight is still the same tensor, at the same version and address. If not, the packed
-    weights that depend on it are made again; if that is not possible for the new content, the graph runs as it was captured.
+    Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made again; if
+    that is not possible for the new content, the graph runs as it was captured.
     """
 
     _boxed_call = True
@@ -42,7 +43,7 @@ class Runner:
         compiled: Callable[[list[Any]], Any],
         kept: Sequence[int],
         packed: Sequence[Packed],
-        watched: dict[int, Constant],
+        watched: Mapping[fx.Node, tuple[int, Constant]],
         original: Callable[[list[Any]], Any],
     ) -> None:
         self.compiled = compiled
@@ -50,31 +51,18 @@ class Runner:
         self.packed = tuple(packed)
         self.tensors = [item.folded.tensor for item in packed]
         self.original = original
-        self.positions = tuple(sorted(watched))
-        self.paths = [watched[position].path for position in self.positions]
+        self.nodes = tuple(watched)
+        self.positions = tuple(position for position, _ in watched.values())
         self.pick = operator.itemgetter(*self.positions) if len(self.positions) > 1 else self._pick_few
         self.broken = False
-        self._remember([watched[position].tensor for position in self.positions])
+        self.watch = Watch([constant.tensor for _, constant in watched.values()])
 
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(args[position] for position in self.positions)
 
-    def _remember(self, raw: Sequence[Tensor]) -> None:
-        self.references = [weakref.ref(tensor) for tensor in raw]
-        self.versions = [tensor._version for tensor in raw]
-        self.addresses = [tensor.data_ptr() for tensor in raw]
-
-    def unchanged(self, raw: Sequence[Tensor]) -> bool:
-        """Whether these are the raw weights that the packed ones were made from, with the same content."""
-        return (
-            [tensor._version for tensor in raw] == self.versions
-            and [tensor.data_ptr() for tensor in raw] == self.addresses
-            and all(map(operator.is_, raw, [reference() for reference in self.references]))
-        )
-
     def __call__(self, args: list[Any]) -> Any:
         raw = self.pick(args)
-        if not self.unchanged(raw):
+        if not self.watch.unchanged(raw):
             self._pack_again(args, raw)
         if self.broken:
             return self.original(args)
@@ -84,51 +72,64 @@ class Runner:
         return self.compiled(inputs)
 
     def _pack_again(self, args: Sequence[Any], raw: Sequence[Tensor]) -> None:
-        log.info("a packed weight's raw tensors changed: packing again")
-        self.broken = False
+        changed = {node for node, different in zip(self.nodes, self.watch.changed(raw), strict=True) if different}
+        log.info("%d raw tensors of packed weights changed: packing again", len(changed))
+        problem = self._problem(dict(zip(self.nodes, raw, strict=True)), changed)
         results: list[Tensor] = []
-        checked: set[int] = set()
-        for item in self.packed:
-            recipe, site = item.folded.recipe, item.folded.site
+        for item in self.packed if not problem else ():
+            recipe = item.folded.recipe
             leaves = [Constant(path, args[at]) for path, at in zip(recipe.paths, item.positions, strict=True)]
             try:
                 results.append(STORE.fetch(recipe, leaves)[item.folded.index])
             except ReleasedWeightError:
                 raise
-            if id(site) not in checked:
-                checked.add(id(site))
-                self.broken = self.broken or not still_read(site, dict(zip(self.paths, raw, strict=True)))
-        self.tensors = results
-        self._remember(raw)
-        if self.broken:
-            warnings.warn(
-                "qcompile: a quantized weight was changed to a content that its packing does not cover; this graph runs unpacked "
-                "and slowly from now on. Call torch._dynamo.reset() to compile it again.",
-                stacklevel=2,
-            )
+            except Exception as error:  # a library's packing may refuse the new content
+                problem = f"{item.folded.site.report.module}: packing failed: {type(error).__name__}: {error}"
+                break
+        if not problem:
+            self.tensors = results
+        self.broken = bool(problem)
+        self.watch = Watch(raw)
+        if problem:
+            warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
+
+    def _problem(self, values: Mapping[fx.Node, Tensor], changed: set[fx.Node]) -> str:
+        """Why the packed form does not cover the new content, "" if it does."""
+        for node in changed:
+            if values[node].is_floating_point() and not is_released(values[node]) and not bool(torch.isfinite(values[node]).all()):
+                return f"{node.meta.get('constant', node.name)} holds NaN or infinity"
+        sites = {id(item.folded.site): item.folded.site for item in self.packed}
+        for site in sites.values():
+            if site.kernel is None:
+                continue  # the dense weight is what the captured code makes of any content
+            for part in site.parts or (site,):
+                if part.recheck is not None and not changed.isdisjoint(part.recheck.origins):
+                    if not still_read(part, values, site.kernel):
+                        return f"{part.report.module}: its new content does not fit {part.report.scheme}"
+        return ""
 
 
-def still_read(site: GraphSite, by_path: dict[str, Tensor]) -> bool:
-    """Whether the accepted reading of a weight also holds for its new content."""
-    if site.parts:
-        return all(still_read(part, by_path) for part in site.parts)
+def still_read(site: GraphSite, values: Mapping[fx.Node, Tensor], kernel: Kernel) -> bool:
+    """Whether the accepted reading of a weight also holds for its new content, and the kernel takes that."""
     recheck = site.recheck
-    if recheck is None:
-        return True
-    weight, transposed, inputs, sources, paths = recheck
+    assert recheck is not None
+    leaves = [values[node] for node in recheck.origins]
+    for node, leaf in zip(recheck.origins, leaves, strict=True):
+        if is_released(leaf):
+            raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
+    proposal = site.proposal
     try:
-        feed = dict(zip(sources, (by_path[path] for path in paths), strict=True))
         with torch.no_grad():
-            dense, *values = evaluate([weight, *inputs], feed)
-            operands = site.proposal.unpack(values)
-            wrong = disagreement(dense.t() if transposed else dense, operands, site.proposal.group, site.proposal.codebook)
+            dense, *read = evaluate([recheck.weight, *recheck.inputs], dict(zip(recheck.sources, leaves, strict=True)))
+            operands = proposal.unpack(read)
+            wrong = disagreement(dense.t() if recheck.transposed else dense, operands, proposal.group, proposal.codebook)
     except Exception:  # new shapes or contents that the code itself rejects
         return False
-    return wrong is None and _in_range(operands.codes, site.proposal.bits, operands.zeros is None)
-
-
-def _in_range(codes: Tensor, bits: int, signed: bool) -> bool:
-    if bits == 8 or codes.numel() == 0:
+    if wrong is not None or not in_range(operands.codes, proposal.bits, operands.zeros is None):
+        return False
+    if operands.zeros is None or operands.zeros.numel() == 0:
         return True
-    low, high = (int(item) for item in torch.aminmax(codes))
-    return (-(1 << (bits - 1)) <= low and high < 1 << (bits - 1)) if signed else (low >= 0 and high < 1 << bits)
+    span = int(operands.zeros.min()), int(operands.zeros.max())
+    if proposal.bits < 8 and (span[0] < 0 or span[1] > 1 << proposal.bits):
+        return False
+    return not kernel.refuses(replace(site.site, zero_range=span))
