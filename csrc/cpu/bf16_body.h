@@ -153,7 +153,7 @@ struct Bf16Body {
         }
         const int64_t meta = (block * groups + g) * kBlock;
         const __m512 scale = load_scales(weight, meta), offset = load_offsets<kBits>(weight, meta);
-        for (int r = 0; r < R; ++r) {
+        QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
           __m512 all = sum[r][0];
           if constexpr (kChains == 2) all = _mm512_add_ps(sum[r][0], sum[r][1]);
           if constexpr (kChains == 4)

@@ -82,12 +82,10 @@ inline Ints multiply_add(const Ints& sum, const Ints& unsigned_bytes, const Ints
 struct ByteDot {
   static constexpr int64_t kValueBytes = 1;
   typedef Ints Weights;
-  static inline Weights decode(const uint8_t* line) { return load<Ints>(line); }
-  static inline Ints add(const Ints& sum, const Weights& w, const uint8_t* x) { return multiply_add(sum, repeat(x), w); }
-  static inline void write(const int8_t* codes, int32_t, uint8_t* to) {
-    const uint32_t word = load<uint32_t>(codes) ^ 0x80808080u;
-    std::memcpy(to, &word, sizeof word);
-  }
+  // The weights are the unsigned factor: x as the signed one is repeated by the instruction itself on its way from memory.
+  static inline Weights decode(const uint8_t* line) { return same_bits<Ints>(load<Words>(line) ^ 0x80808080u); }
+  static inline Ints add(const Ints& sum, const Weights& w, const uint8_t* x) { return multiply_add(sum, w, repeat(x)); }
+  static inline void write(const int8_t* codes, int32_t, uint8_t* to) { std::memcpy(to, codes, 4); }
 };
 
 struct NibbleDot {

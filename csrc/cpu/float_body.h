@@ -41,26 +41,26 @@ struct FloatBody {
   template <int R, int K>
   static inline void add_products(const Words (&words)[kParts], const float* x, Floats (&sum)[R][kParts]) {
     Floats w[kParts];
-    for (int part = 0; part < kParts; ++part) w[part] = decode<K>(words[part]);
-    for (int r = 0; r < R; ++r) {
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) w[part] = decode<K>(words[part]);
+    QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
       const Floats value = all(x[K * R + r]);
-      for (int part = 0; part < kParts; ++part) sum[r][part] += w[part] * value;
+      QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[r][part] += w[part] * value;
     }
   }
 
+  // Few rows leave the multipliers waiting for the sum before: k then takes turns with several sums.
+  template <int R>
+  static constexpr int chains() { return R * kParts <= 2 ? 4 : R * kParts < 8 ? 2 : 1; }
+
   template <int R, int... K>
-  static inline void add_line(const uint8_t* line, const float* x, Floats (&even)[R][kParts], Floats (&odd)[R][kParts],
+  static inline void add_line(const uint8_t* line, const float* x, Floats (&sum)[chains<R>()][R][kParts],
                               std::integer_sequence<int, K...>) {
     Words words[kParts];
-    for (int part = 0; part < kParts; ++part) {
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
       words[part] = load<Words>(line + part * kWidth * 4);
       if constexpr (kFlipped != 0) words[part] ^= 0x80808080u;
     }
-    // Few rows leave the multipliers waiting for the sum before: even and odd k then have sums of their own.
-    if constexpr (R * kParts < 8)
-      (add_products<R, K>(words, x, K % 2 == 0 ? even : odd), ...);
-    else
-      (add_products<R, K>(words, x, even), ...);
+    (add_products<R, K>(words, x, sum[K % chains<R>()]), ...);
   }
 
   template <int R>
@@ -80,17 +80,21 @@ struct FloatBody {
           zero[part] = load_zeros(weight, meta, kFlipped, kBits == 4 ? 8 : 0);
         }
         for (int64_t run = 0; run < runs; ++run) {
-          Floats even[R][kParts] = {}, odd[R][kParts] = {};
+          Floats sum[chains<R>()][R][kParts];
+          for (int c = 0; c < chains<R>(); ++c)
+            QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
+              QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[c][r][part] = Floats{};
           const int64_t count = smaller(kRunLines, group_lines - run * kRunLines);
           for (int64_t l = 0; l < count; ++l, line += kLineBytes, x += kLineK * R) {
             __builtin_prefetch(line + kAhead);
-            add_line<R>(line, x, even, odd, std::make_integer_sequence<int, kLineK>());
+            add_line<R>(line, x, sum, std::make_integer_sequence<int, kLineK>());
           }
-          for (int r = 0; r < R; ++r) {
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
             const Floats sum_x = all(sums[(g * runs + run) * R + r]);
-            for (int part = 0; part < kParts; ++part) {
-              if constexpr (R * kParts < 8) even[r][part] += odd[r][part];
-              total[r][part] += scale[part] * (even[r][part] - zero[part] * sum_x);
+            QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
+              Floats all_chains = sum[0][r][part];
+              for (int c = 1; c < chains<R>(); ++c) all_chains += sum[c][r][part];
+              total[r][part] += scale[part] * (all_chains - zero[part] * sum_x);
             }
           }
         }

@@ -33,12 +33,15 @@ struct Int4A8Body {
       Floats total[R][kParts] = {};
       const uint8_t* x = args.panel + groups * 8 * R;
       for (int64_t g = 0; g < groups; ++g) {
-        Ints sum[kChains][R][kParts] = {};
+        Ints sum[kChains][R][kParts];
+        for (int c = 0; c < kChains; ++c)
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
+            QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[c][r][part] = Ints{};
         const auto add_line = [&](int chain) __attribute__((always_inline)) {
           __builtin_prefetch(line + kAhead);
-          for (int part = 0; part < kParts; ++part) {
+          QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
             const typename Dot::Weights w = Dot::decode(line + part * kWidth * 4);
-            for (int r = 0; r < R; ++r) sum[chain][r][part] = Dot::add(sum[chain][r][part], w, x + r * 4, x + (R + r) * 4);
+            QCOMPILE_UNROLL for (int r = 0; r < R; ++r) sum[chain][r][part] = Dot::add(sum[chain][r][part], w, x + r * 4, x + (R + r) * 4);
           }
           line += kLineBytes;
           x += R * kLineK;
@@ -49,10 +52,10 @@ struct Int4A8Body {
           if constexpr (kChains > 1) add_line(1);
         }
         for (; l < group_lines; ++l) add_line(0);
-        for (int part = 0; part < kParts; ++part) {
+        QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
           const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
           const Floats scale = load_scales(weight, meta), zero = load_zeros(weight, meta, 0, 8);
-          for (int r = 0; r < R; ++r) {
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
             Ints all_chains = sum[0][r][part];
             if constexpr (kChains > 1) all_chains += sum[1][r][part];
             const Floats product = to_floats(all_chains) * all(scales_x[g * R + r]) - zero * all(sums_x[g * R + r]);

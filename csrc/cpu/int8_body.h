@@ -3,8 +3,9 @@
 //   sum_k (q - zx)(w - zw) = sum_k q' w - zx' sum_k w - zw sum_k (q - zx)
 //
 // A Dot says how 4 values of k of one block are multiplied: kValueBytes for each value of x, Weights and decode(line) for a
-// line, add(sum, weights, x) for one row. With one byte, q' = q + 128 is unsigned and zx' = zx + 128; with two, q' = q - zx
-// and zx' = 0. Groups of up to 65536 values cannot overflow: 255 * 128 * 65536 < 2^31.
+// line, add(sum, weights, x) for one row. With one byte, q' = q, zx' = zx and the weights are made unsigned by adding 128,
+// which leaves again as 128 sum_k q; with two, q' = q - zx and zx' = 0. Groups of up to 65536 values cannot overflow:
+// 255 * 128 * 65536 < 2^31.
 #pragma once
 
 #include "cpu/quantize.h"
@@ -19,8 +20,9 @@ struct Int8Body {
 
   static int64_t parts(Dtype) { return 1; }
 
-  // A prepared panel of R rows: [R] scales, [R] zx' (int32), [groups][R] sums of q - zx, then [lines][R] values of x.
-  static int64_t row_bytes(const PackedShape& shape) { return 8 + shape.groups() * 4 + shape.padded_k() * Dot::kValueBytes; }
+  // A prepared panel of R rows: [R] scales, [R] zx' (int32), [groups][R] 128 * sum of q (int32), [groups][R] sums of q - zx,
+  // then [lines][R] values of x.
+  static int64_t row_bytes(const PackedShape& shape) { return 8 + shape.groups() * 8 + shape.padded_k() * Dot::kValueBytes; }
 
   template <int R>
   static void run_panel(const PanelArgs& args) {
@@ -30,18 +32,22 @@ struct Int8Body {
     const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines();
     const float* const row_scale = reinterpret_cast<const float*>(args.panel);
     const int32_t* const row_zero = reinterpret_cast<const int32_t*>(args.panel + R * 4);
-    const float* const sums = row_scale + 2 * R;
+    const int32_t* const added = row_zero + R;
+    const float* const sums = row_scale + (2 + groups) * R;
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
     for (int64_t block = args.begin; block < args.end; ++block) {
       Floats total[R][kParts] = {};
-      const uint8_t* x = args.panel + (8 + groups * 4) * R;
+      const uint8_t* x = args.panel + (8 + groups * 8) * R;
       for (int64_t g = 0; g < groups; ++g) {
-        Ints sum[kChains][R][kParts] = {};
+        Ints sum[kChains][R][kParts];
+        for (int c = 0; c < kChains; ++c)
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
+            QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[c][r][part] = Ints{};
         const auto add_line = [&](int chain) __attribute__((always_inline)) {
           __builtin_prefetch(line + kAhead);
-          for (int part = 0; part < kParts; ++part) {
+          QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
             const typename Dot::Weights w = Dot::decode(line + part * kWidth * 4);
-            for (int r = 0; r < R; ++r)
+            QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
               sum[chain][r][part] = Dot::add(sum[chain][r][part], w, x + r * kLineK * Dot::kValueBytes);
           }
           line += kLineBytes;
@@ -54,13 +60,16 @@ struct Int8Body {
           if constexpr (kChains > 2) add_line(2), add_line(3);
         }
         for (; l < group_lines; ++l) add_line(0);
-        for (int part = 0; part < kParts; ++part) {
+        QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
           const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
           const Floats scale = load_scales(weight, meta);
-          for (int r = 0; r < R; ++r) {
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
             Ints all_chains = sum[0][r][part];
             for (int c = 1; c < kChains; ++c) all_chains += sum[c][r][part];
-            if constexpr (Dot::kValueBytes == 1) all_chains -= load<Ints>(weight.sums + meta * 4) * row_zero[r];
+            if constexpr (Dot::kValueBytes == 1) {
+              all_chains -= all_ints(added[g * R + r]);
+              if (row_zero[r] != 0) all_chains -= load<Ints>(weight.sums + meta * 4) * row_zero[r];
+            }
             Floats product = to_floats(all_chains);
             if (weight.zeros != nullptr) product -= load_zeros(weight, meta, 0, 0) * all(sums[g * R + r]);
             total[r][part] += scale * product;
@@ -79,15 +88,16 @@ struct Int8Body {
     const int64_t groups = shape.groups(), group_k = shape.group_k();
     float* const scales = reinterpret_cast<float*>(out);
     int32_t* const zeros = reinterpret_cast<int32_t*>(out + count * 4);
-    float* const sums = scales + 2 * count;
-    uint8_t* const data = out + (8 + groups * 4) * count;
+    int32_t* const added = zeros + count;
+    float* const sums = scales + (2 + groups) * count;
+    uint8_t* const data = out + (8 + groups * 8) * count;
     float values[kPiece];
     int8_t codes[kPiece];
     for (int64_t row = 0; row < count; ++row) {
       const RowScale scale = find_scale(shape, input, first + row, 0);
       const int32_t zero = static_cast<int32_t>(scale.zero);
       scales[row] = scale.scale;
-      zeros[row] = zero + 128;
+      zeros[row] = zero;
       for (int64_t g = 0; g < groups; ++g) {
         int32_t sum = 0;
         for (int64_t at = 0; at < group_k; at += kPiece) {
@@ -95,12 +105,13 @@ struct Int8Body {
           read_group(shape, input, first + row, g, at, padded, values);
           quantize(input.activation, scale, values, padded, codes);
           // Beyond the end of the group x is 0, whose code is the zero point: it adds nothing here and meets a weight of 0.
-          for (int64_t i = 0; i < padded; ++i) sum += codes[i] - zero;
+          for (int64_t i = 0; i < padded; ++i) sum += codes[i];
           uint8_t* to = data + ((g * group_k + at) * count + row * kLineK) * Dot::kValueBytes;
           for (int64_t i = 0; i < padded; i += kLineK, to += count * kLineK * Dot::kValueBytes)
             Dot::write(codes + i, zero, to);
         }
-        sums[g * count + row] = static_cast<float>(sum);
+        added[g * count + row] = 128 * sum;
+        sums[g * count + row] = static_cast<float>(sum - zero * static_cast<int32_t>(group_k));
       }
     }
   }

@@ -17,7 +17,14 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kAhead = 20 * 64;  // bytes of codes fetched ahead of use
+// Before a loop over rows or vectors: an index that is no constant would put the sums into memory.
+#if defined(__clang__)
+#define QCOMPILE_UNROLL _Pragma("unroll 16")
+#else
+#define QCOMPILE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+constexpr int64_t kAhead = 48 * 64;  // bytes of codes fetched ahead of use
 
 [[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 [[maybe_unused]] inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -32,7 +32,8 @@ inline To same_bits(const From& from) {
   return to;
 }
 
-inline Floats all(float value) { return Floats{} + value; }
+// A difference, because 0 + value would be an addition that the compiler must keep (for the sake of -0).
+inline Floats all(float value) { return value - Floats{}; }
 inline Ints all_ints(int32_t value) { return Ints{} + value; }
 inline Floats to_floats(const Ints& value) { return __builtin_convertvector(value, Floats); }
 
