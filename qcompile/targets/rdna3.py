@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
-from qcompile.platform import Platform, platform
+from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (
@@ -110,9 +110,8 @@ def stores_v2(site: Site) -> bool:
 
 def common_refusals(site: Site) -> Reasons:
     least, most = site.zero_range
-    on_card = site.device == "cuda" or ARCHITECTURE not in platform().gpu("rocm")
     return unmet(
-        (on_card, f"runs on the GPU, this weight is on {site.device}"),
+        (site.device == "cuda", f"runs on the GPU, this weight is on {site.device}"),  # torch's name for ROCm devices too
         (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
         (site.bits <= 4, f"takes 4-bit weights, got {site.bits} bits"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),

@@ -46,6 +46,7 @@ struct Block {
 thread_local Block* block;
 std::string device = "gfx1100";
 bool backwards = false;
+long launches = 0;
 
 // AddressSanitizer has to be told when the stack changes.
 void before_switch(void** save, const void* bottom, size_t size) {
@@ -196,6 +197,7 @@ void run(int x, int y, int z, int threads, const std::function<void()>& body) {
   static thread_local Block own;
   if (threads % 32 != 0 || threads > kMostThreads) fail("a block of %d threads is not a whole number of waves", threads);
   block = &own;
+  ++launches;
   block->threads = threads;
   block->body = &body;
   for (int k = 0; k < z; ++k) {
@@ -210,6 +212,8 @@ void run(int x, int y, int z, int threads, const std::function<void()>& body) {
 
 }  // namespace qcompile_emulation
 
-// For the tests: which architecture the launcher believes to see, and in which order threads run between meeting points.
+// For the tests: which architecture the launcher believes to see, in which order threads run between meeting points, and how
+// many kernels have been launched.
 extern "C" void qcompile_emulation_set_architecture(const char* name) { qcompile_emulation::device = name; }
 extern "C" void qcompile_emulation_run_backwards(int yes) { qcompile_emulation::backwards = yes != 0; }
+extern "C" long qcompile_emulation_launches() { return qcompile_emulation::launches; }

@@ -107,7 +107,8 @@ def test_a_view_that_starts_anywhere_is_copied(emulated_op: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "bf16"])
 @pytest.mark.parametrize("act_order", [False, True])
 def test_opcheck(emulated_op: Any, dtype: torch.dtype, act_order: bool) -> None:
-    torch.library.opcheck(emulated_op, case(3, 24, 64, 32, dtype, act_order=act_order).arguments)
+    library: Any = torch.library
+    library.opcheck(emulated_op, case(3, 24, 64, 32, dtype, act_order=act_order).arguments)
 
 
 def test_the_fake_kernel_keeps_a_symbolic_number_of_rows(emulated_op: Any) -> None:
@@ -117,7 +118,8 @@ def test_the_fake_kernel_keeps_a_symbolic_number_of_rows(emulated_op: Any) -> No
         result: Tensor = emulated_op(a, *one.arguments[1:])
         return result * 2
 
-    compiled: Any = torch.compile(product, backend="aot_eager", dynamic=True, fullgraph=True)
+    library: Any = torch
+    compiled = library.compile(product, backend="aot_eager", dynamic=True, fullgraph=True)
     for m in (6, 3, 4):
         assert torch.equal(compiled(one.a[:m].contiguous()), product(one.a[:m].contiguous()))
 
