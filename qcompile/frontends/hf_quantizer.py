@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.quantizers import base as quantizers_base
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qcompile.errors import UnsupportedSchemeError, WeightError
@@ -58,7 +58,7 @@ class Config(QuantizationConfigMixin):
 
 
 class LoadingLinear(nn.Linear):
-    """A Linear without `weight` while its packed tensors are being read; models' initialisation looks at `weight` and must not fail."""
+    """A Linear without `weight` while its packed tensors are being read; a model's own initialisation may look at it."""
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -67,7 +67,11 @@ class LoadingLinear(nn.Linear):
         return stand_in
 
 
-class Quantizer(HfQuantizer):
+# Typed as Any: transformers annotates its abstract methods in ways that no subclass of its own satisfies.
+Base: Any = quantizers_base.HfQuantizer
+
+
+class Quantizer(Base):
     """Before loading: parameters of the files' shapes and dtypes. Afterwards: the front door's forward."""
 
     requires_calibration = True
@@ -107,9 +111,8 @@ class Quantizer(HfQuantizer):
         return model
 
 
-def entry_of(quantizer: HfQuantizer) -> dict[str, Any]:
-    config: Any = quantizer.quantization_config
-    entry: dict[str, Any] = config.entry
+def entry_of(quantizer: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = quantizer.quantization_config.entry
     return entry
 
 
@@ -177,7 +180,7 @@ def _give_parameters(path: str, module: nn.Linear, parts: Stored) -> None:
                 path, f"weights stored as {dtype}", compressed_tensors.KNOWN_SCHEMES, compressed_tensors.WAY_OUT
             )
         names.append("weight")
-    if "bias" in parts and module.bias is None:
+    if "bias" in parts and module._parameters.get("bias") is None:
         names.append("bias")
     del module.weight
     if "weight" not in parts:

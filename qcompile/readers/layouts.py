@@ -54,8 +54,8 @@ def unpack_words(words: Tensor, bits: int, rows: int, columns: int) -> Tensor:
         octets = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
         if bits == 8:
             return octets[:, :columns]
-        parts = [(octets >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-        return torch.stack(parts, dim=-1).reshape(rows, -1)[:, :columns]
+        pieces = [(octets >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        return torch.stack(pieces, dim=-1).reshape(rows, -1)[:, :columns]
     width = (columns * bits + 31) // 32
     padded = torch.nn.functional.pad(words, (0, -width % bits)).reshape(rows, (width + bits - 1) // bits, bits)
     parts: list[Tensor] = []

@@ -77,7 +77,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 def from_pretrained(path: Path, **kw: Any) -> Any:
     """As the library loads it; asymmetric checkpoints with the mended shape."""
-    config = transformers.AutoConfig.from_pretrained(path)
+    config: Any = transformers.AutoConfig.from_pretrained(path)
     factory: Any = getattr(transformers, config.architectures[0])
     with loading_asymmetric():
         return factory.from_pretrained(path, dtype=torch.bfloat16, **kw).eval()
@@ -186,18 +186,10 @@ def test_a_quantized_embedding_is_left_right(tmp_path: Path) -> None:
 
 
 def test_code_that_reads_weight_gets_the_dense_one(tmp_path: Path) -> None:
-    config = transformers.T5Config(
-        vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=4, decoder_start_token_id=0
-    )
-    path = compressed_tensors_folder(tmp_path, config, group=32).path
+    path = compressed_tensors_folder(tmp_path, group=32).path
     expected, model = from_pretrained(path), prepare(from_pretrained(path))
-    ids = token_ids(model.config)
-    with torch.no_grad():
-        theirs = expected(input_ids=ids, decoder_input_ids=ids)[0]
-        ours = model(input_ids=ids, decoder_input_ids=ids)[0]
-    assert torch.equal(theirs, ours)
-    layer = model.get_submodule("encoder.block.0.layer.1.DenseReluDense.wo")
-    assert torch.equal(layer.weight, expected.get_submodule("encoder.block.0.layer.1.DenseReluDense.wo").weight)
+    output(expected, token_ids(model.config))  # decompresses it
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, expected.model.layers[1].mlp.up_proj.weight)
 
 
 # --- what is not known, or contradicts itself -----------------------------------------------------------------------------------

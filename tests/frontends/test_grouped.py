@@ -19,6 +19,13 @@ N, K, GROUP = 48, 64, 32
 class Layer(nn.Module):
     """Holds the tensors as a library's module does: buffers, and a bias that may be None."""
 
+    qweight: Tensor
+    qzeros: Tensor
+    scales: Tensor
+    g_idx: Tensor
+    bias: Tensor | None
+    dense: Tensor
+
     def __init__(self, tensors: dict[str, Tensor], bias: bool = False) -> None:
         super().__init__()
         for name, tensor in tensors.items():
@@ -76,7 +83,7 @@ class Opaque(Plain):
     """The same with a Python branch on data, which breaks graphs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scales.sum().item() == 0.25:
+        if float(self.scales.sum()) == 0.25:
             return x
         return nn.functional.linear(x, self.weight_of(), self.bias)
 
@@ -94,7 +101,7 @@ def layer(
     tensors = awq_tensors(codes, scales, zeros) if kind is WQLinear_GEMM else gptq_tensors(codes, scales, zeros, g_idx, 4, v2)
     made = kind(tensors, **kw)
     columns = g_idx.long()
-    made.dense = (codes - zeros[:, columns]).half() * scales[:, columns]  # type: ignore[assignment]
+    made.dense = (codes - zeros[:, columns]).half() * scales[:, columns]
     return made
 
 
@@ -109,7 +116,8 @@ def check(module: Any) -> None:
     """The module's new forward gives the dense weight's product, exactly and in one graph."""
     assert isinstance(module, GroupedLinear)
     x = torch.randn(3, 5, K).half()
-    expected = nn.functional.linear(x, module.dense, module.bias)  # type: ignore[arg-type]
+    dense: Any = module.dense
+    expected = nn.functional.linear(x, dense, module.bias)
     assert torch.equal(module(x), expected)
     torch._dynamo.reset()
     with torch.no_grad():

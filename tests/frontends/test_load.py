@@ -56,7 +56,7 @@ def test_compressed_tensors_folders(scheme: dict[str, Any], tmp_path: Path) -> N
     path = compressed_tensors_folder(tmp_path, **scheme).path
     model = qcompile.load(path)
     with loading_asymmetric():
-        expected = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        expected: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     assert torch.equal(logits(model), logits(expected.eval()))
     assert packed_layers(model) == 14
     assert model.dtype == torch.bfloat16
@@ -114,8 +114,17 @@ def test_biases_tied_weights_and_another_dtype(tmp_path: Path) -> None:
 
 def test_an_encoder_decoder(tmp_path: Path) -> None:
     """T5 looks at `wo.weight.dtype`; compressed-tensors' own loading of it fails there."""
-    sizes = {"vocab_size": 128, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4}
-    source = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).bfloat16().eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": 128,
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 1,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }
+    made: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    source = made.bfloat16().eval()
     saved = gptq_folder(tmp_path, source)
     model = qcompile.load(saved.path)
     ids = token_ids(model.config)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import slow
 from torch import Tensor, fx
+from torch.fx.proxy import GraphAppendingTracer
 
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.meaning import CODE_BOOKS, Operands, QuantizedWeight
@@ -91,9 +92,9 @@ def trace(layout: str, stored: Stored, packing: Packing) -> Any:
     """The same unpacking run from a traced graph."""
     names = [name for name, value in zip(stored._fields, stored, strict=True) if value is not None]
     graph = fx.Graph()
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    proxies = {name: fx.Proxy(graph.placeholder(name), tracer) for name in names}
-    found = LAYOUTS[layout].unpack(Stored(**proxies), packing)  # type: ignore[arg-type]
+    tracer = GraphAppendingTracer(graph)
+    proxies: dict[str, Any] = {name: fx.Proxy(graph.placeholder(name), tracer) for name in names}
+    found: Any = LAYOUTS[layout].unpack(Stored(**proxies), packing)
     graph.output(tuple(None if part is None else part.node for part in found))
     module = fx.GraphModule(torch.nn.Module(), graph)
     return module(*[getattr(stored, name) for name in names])
