@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qcompile.activations import Rounded, recognize_activation
 from qcompile.cones import Reader, Reading
@@ -43,13 +43,13 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
     if isinstance(product, Product) and low:
         reading = _unhealthy(state, product) or reader.read(product)
         if isinstance(reading, str):
-            _decline(state, node, low[0], reading)
+            _decline(state, node, _largest(low), reading)
         elif not state.burn():
-            _decline(state, node, low[0], "the rewrite budget (option fuel) is used up")
+            _decline(state, node, _largest(low), "the rewrite budget (option fuel) is used up")
         else:
             _raise(state, product, reading, recognize_activation(product.x, constant, state.constants))
     elif isinstance(product, str) and low:
-        _decline(state, node, low[0], product)
+        _decline(state, node, _largest(low), product)
     elif isinstance(product, Product):
         state.dense.extend(state.constants[leaf].path for leaf in leaves_of(product.weight, state.constants)[:1])
     else:
@@ -86,6 +86,11 @@ def _decline(state: State, node: fx.Node, leaf: fx.Node | None, reason: str) -> 
     state.declined.append(SiteReport(module=module_path(state, node, leaf), declined=reason))
 
 
+def _largest(leaves: list[fx.Node]) -> fx.Node:
+    """The leaf that holds the codes, by its size."""
+    return max(leaves, key=lambda leaf: value(leaf).nbytes)
+
+
 def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
     """The layer's path: where its packed weight lives, else the module the node was traced in."""
     if leaf is not None and leaf in state.paths:
@@ -100,7 +105,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
     proposal = reading.proposal
     leaves = leaves_of(product.weight, state.constants)
     tensors = [state.constants[leaf].tensor for leaf in leaves]
-    low = low_bit_leaves(leaves)
+    low = _largest(low_bit_leaves(leaves))
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     site = Site(
         n=product.n,
@@ -119,7 +124,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
         allow_a8=state.options.allow_a8,
     )
     row = SiteReport(
-        module=module_path(state, product.node, low[0]),
+        module=module_path(state, product.node, low),
         format=proposal.format,
         bits=site.bits,
         group=site.group,
@@ -131,7 +136,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
         activation=quant.spec,
         recognized_by=reading.reader,
         bytes_before=sum(tensor.nbytes for tensor in tensors),
-        identity=id(tensors[leaves.index(low[0])]),
+        identity=id(tensors[leaves.index(low)]),
     )
     recheck = None
     if reading.by_value or not proposal.symmetric:

@@ -32,7 +32,8 @@ def probes(tensor: Tensor) -> list[Any]:
     if size == 0 or tensor.device.type != "cpu" or tensor.untyped_storage().size() == 0 or not tensor.is_contiguous():
         return []
     width, word = next((width, word) for width, word in _WORDS if width <= size)
-    places = {size // 3 // width * width, size * 2 // 3 // width * width}
+    # Odd parts, so that they do not both lie at the beginning of a row.
+    places = {size * 29 // 97 // width * width, size * 71 // 97 // width * width}
     return [word.from_address(tensor.data_ptr() + place) for place in sorted(places)]
 
 
