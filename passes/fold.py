@@ -30,9 +30,8 @@ def apply(state: State) -> None:
 
 def _fold(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
     if site.kernel is not None:
-        x, *packed = site.node.all_input_nodes[0], *site.node.args[1:]
-        inputs = _inputs(state, site, [node for node in packed if isinstance(node, fx.Node)], site.kernel.retire_addresses, made)
-        x = site.node.args[0]
+        x, *packed = (node for node in site.node.args if isinstance(node, fx.Node))
+        inputs = _inputs(state, site, packed, site.kernel.retire_addresses, made)
         site.node.args = (x, *inputs)
     elif state.options.fallback == "dense" and site.weight not in state.constants:
         inputs = _inputs(state, site, [site.weight], False, made)
@@ -43,9 +42,7 @@ def _fold(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
     site.report = replace(site.report, bytes_after=sum(state.folded[node].tensor.nbytes for node in inputs))
 
 
-def _inputs(
-    state: State, site: GraphSite, roots: Sequence[fx.Node], retire: bool, made: dict[int, fx.Node]
-) -> list[fx.Node]:
+def _inputs(state: State, site: GraphSite, roots: Sequence[fx.Node], retire: bool, made: dict[int, fx.Node]) -> list[fx.Node]:
     """Graph inputs that hold the roots' values; one for each distinct tensor."""
     recipe = Recipe.of(roots, state.constants, retire)
     tensors = STORE.fetch(recipe, recipe.pick(state.constants))
@@ -73,12 +70,9 @@ def _fake(state: State, tensor: Tensor) -> Tensor:
 
 
 def holds(state: State) -> list[str]:
+    served = [site for site in state.sites if site.kernel is not None]
     return [
-        f"{site.report.module} still reads {node.name}"
-        for site in state.sites
-        if site.kernel is not None
-        for node in site.node.args[1:]
-        if node not in state.folded
+        f"{site.report.module} still reads {node}" for site in served for node in site.node.args[1:] if node not in state.folded
     ]
 
 

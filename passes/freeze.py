@@ -38,4 +38,3 @@ def holds(state: State) -> list[str]:
 
 
 PASS = Pass(name="freeze", apply=apply, gives=frozenset({"constants"}), holds=holds)
-

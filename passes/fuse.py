@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import aten, is_call, subgraph, value
+from qcompile.graph import aten, subgraph, value
 from qcompile.ops import quantized_linear
 from qcompile.packing import operand_nodes
 from qcompile.pipeline import GraphSite, Pass, State
-from qcompile.products import VIEWS
+from qcompile.products import through_views
 
 
 def apply(state: State) -> None:
@@ -29,13 +29,13 @@ def _kind(site: GraphSite) -> tuple[Any, ...]:
     if site.site.act_order:
         return (id(site),)
     operands = operand_nodes(site)
-    return (_base(x), str(value(x).shape), replace(site.site, n=0, zero_range=(0, 0)), operands.act_scale, operands.act_zero)
-
-
-def _base(x: fx.Node) -> fx.Node:
-    while is_call(x, *VIEWS) and isinstance(x.args[0], fx.Node):
-        x = x.args[0]
-    return x
+    return (
+        through_views(x),
+        str(value(x).shape),
+        replace(site.site, n=0, zero_range=(0, 0)),
+        operands.act_scale,
+        operands.act_zero,
+    )
 
 
 def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
@@ -44,7 +44,7 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
     assert isinstance(x, fx.Node)
     operands = [operand_nodes(part) for part in parts]
     inputs = set(graph.find_nodes(op="placeholder"))
-    constants = [node for each in operands for node in each if node is not None]
+    constants: list[Any] = [node for each in operands for node in each if node is not None]
     for node in subgraph(constants, inputs):  # operands of later parts stand behind the first one
         first.node.prepend(node)
     sizes = [part.site.n for part in parts]
@@ -109,9 +109,11 @@ def unfuse(site: GraphSite) -> tuple[GraphSite, ...]:
 
 def holds(state: State) -> list[str]:
     kinds = [_kind(site) for site in state.sites]
-    return [f"{site.report.module} could be fused further" for site, kind in zip(state.sites, kinds, strict=True) if kinds.count(kind) > 1]
+    return [
+        f"{site.report.module} could be fused further"
+        for site, kind in zip(state.sites, kinds, strict=True)
+        if kinds.count(kind) > 1
+    ]
 
 
-PASS = Pass(
-    name="fuse", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"canonical", "fused"}), holds=holds
-)
+PASS = Pass(name="fuse", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"canonical", "fused"}), holds=holds)

@@ -1,7 +1,7 @@
 """Afterwards a matrix product with a constant weight has one spelling: mm, addmm or linear with the weight on the right."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -96,9 +96,7 @@ def _left(weight: Any, x: Any) -> Callable[[_Emit], fx.Node]:
     """W @ X is (X.T @ W.T).T."""
 
     def emit(call: _Emit) -> fx.Node:
-        product = call(
-            aten.mm.default, call(aten.permute.default, x, [1, 0]), call(aten.permute.default, weight, [1, 0])
-        )
+        product = call(aten.mm.default, call(aten.permute.default, x, [1, 0]), call(aten.permute.default, weight, [1, 0]))
         return call(aten.permute.default, product, [1, 0])
 
     return emit
@@ -106,10 +104,10 @@ def _left(weight: Any, x: Any) -> Callable[[_Emit], fx.Node]:
 
 def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
     """beta * added + alpha * (x @ W), written out unless it is a plain linear with a bias."""
-    added, left, right = node.args[:3]
+    added, left, right = cast(tuple[fx.Node, fx.Node, fx.Node], node.args[:3])
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     plain = alpha == 1 and beta == 1 and node.target is aten.addmm.default
-    if (left in constant) == (right in constant) or plain and right in constant and value(added).dim() <= 1:
+    if (left in constant) == (right in constant) or (plain and right in constant and value(added).dim() <= 1):
         return None
     product = aten.mm.default if node.target is aten.addmm.default else aten.bmm.default
 
@@ -139,7 +137,7 @@ def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | 
 
     def emit(call: _Emit) -> fx.Node:
         rows = call(aten.permute.default, x, [0, 2, 1]) if swapped else x
-        batch, m, k = value(rows).shape
+        batch, m, k = value(cast(fx.Node, rows)).shape
         if isinstance(batch, torch.SymInt) or isinstance(m, torch.SymInt):
             batch, m = call(torch.ops.aten.sym_size.int, rows, 0), call(torch.ops.aten.sym_size.int, rows, 1)
         flat = call(aten.reshape.default, rows, [-1, k])
@@ -153,7 +151,7 @@ def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | 
 
 def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
     """How to get the one matrix that a batch repeats, or None if the batch holds different ones."""
-    while _repeats(weight) or is_call(weight, aten.view.default) and value(weight).shape == value(weight.args[0]).shape:
+    while _repeats(weight) or (is_call(weight, aten.view.default) and value(weight).shape == value(weight.args[0]).shape):
         weight = weight.args[0]
     if value(weight).dim() == 2:
         return lambda _: weight
@@ -170,7 +168,7 @@ def _repeats(weight: Any) -> bool:
     if not is_call(weight, aten.expand.default):
         return False
     source, shape = value(weight.args[0]), value(weight).shape
-    return source.shape[-2:] == shape[-2:] and (source.dim() == 2 or source.shape[0] == 1)
+    return bool(source.shape[-2:] == shape[-2:] and (source.dim() == 2 or source.shape[0] == 1))
 
 
 PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}))

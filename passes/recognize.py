@@ -151,6 +151,4 @@ def holds(state: State) -> list[str]:
     return [f"{site.report.module} is no canonical call" for site in state.sites if not is_call(site.node, quantized_linear)]
 
 
-PASS = Pass(
-    name="recognize", apply=apply, needs=frozenset({"constants", "normal"}), gives=frozenset({"canonical"}), holds=holds
-)
+PASS = Pass(name="recognize", apply=apply, needs=frozenset({"constants", "normal"}), gives=frozenset({"canonical"}), holds=holds)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.graph import Constant, aten, evaluate, hint, is_call, prims, value
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import fake_quantize
-from qcompile.products import VIEWS
+from qcompile.products import through_views
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product
@@ -35,9 +35,7 @@ class Rounded:
 
 def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
     """How x came about by rounding, or None if no known rounding explains it (then x stays as the graph computes it)."""
-    node = x
-    while is_call(node, *VIEWS) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    node = through_views(x)
     if is_call(node, fake_quantize):
         source, scale, zero, spec = node.args
         assert isinstance(source, fx.Node) and isinstance(spec, str)
@@ -81,23 +79,20 @@ def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
             graph.add_edge(node, end)
     reverse = graph.reverse()
     immediate = nx.immediate_dominators(reverse, end)
-    chain: list[fx.Node] = []
-    node = immediate.get(x)
-    found = []
-    while node is not None and node is not end:
-        chain.append(node)
+    found: list[fx.Node] = []
+    above = immediate.get(x)
+    while above is not None and above is not end:
+        node = above
         if value(node).dtype.is_floating_point and any(
             nx.has_path(graph, x, r) and nx.has_path(graph, r, node) and r is not node for r in rounds if r in graph
         ):
             found.append(node)
-        parent = immediate.get(node)
-        node = None if parent is node else parent
+        above = immediate.get(node)
+        above = None if above is node else above
     return found[:4]
 
 
-def _probe(
-    x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]
-) -> Rounded | None:
+def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
     """The known rounding that equals the region from `source` to `x` on every probe, or None."""
     static = _static_candidates(x, source, constant)
     best: Rounded | None = None
@@ -126,9 +121,7 @@ def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> l
     return [Rounded(source, quant, scale, zero) for scale in scales for zero in zeros if zero is not scale]
 
 
-def _equal(
-    x: fx.Node, source: fx.Node, candidate: Rounded, constants: Mapping[fx.Node, Constant], probe: int
-) -> bool:
+def _equal(x: fx.Node, source: fx.Node, candidate: Rounded, constants: Mapping[fx.Node, Constant], probe: int) -> bool:
     sample = _sample(value(source), probe)
     feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
     wanted = [node for node in (candidate.scale, candidate.zero) if node is not None]

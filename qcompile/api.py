@@ -24,7 +24,7 @@ def prepare(model: Model) -> Model:
     return front_door(model)
 
 
-def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = None, **options: Any) -> Model:  # noqa: A001
+def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = None, **options: Any) -> Model:
     """prepare(model) and torch.compile(model, backend="qcompile"), in place: model(...) and model.generate(...) run compiled.
 
     options: fields of qcompile.Options (kernels, disable, rest, fallback, verify, allow_a8, dump, platform, release, ...).
@@ -43,7 +43,9 @@ def load(path: str | PathLike[str], **kw: Any) -> Any:
     return load_folder(path, **kw)
 
 
-def explain(model: Callable[..., Any], *args: Any, platform: str | None = None, options: dict[str, Any] | None = None, **kwargs: Any) -> Report:
+def explain(
+    model: Callable[..., Any], *args: Any, platform: str | None = None, options: dict[str, Any] | None = None, **kwargs: Any
+) -> Report:
     """The report of what would happen for model(*args, **kwargs), here or on another platform; no kernel is compiled or run.
 
     platform: a name that `qcompile platform --list` shows. The model's code runs on results full of zeros.
@@ -60,5 +62,3 @@ def explain(model: Callable[..., Any], *args: Any, platform: str | None = None, 
     with torch.no_grad():
         torch.compile(target, backend=explaining)(*args, **kwargs)
     return Report(tuple(rows))
-
-

@@ -87,7 +87,11 @@ def inductor_decompositions() -> dict[Any, Any]:
     from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415 - Inductor is slow to import
 
     table = select_decomp_table()
-    return {target: rule for target, rule in table.items() if getattr(target, "name", str)().split(".")[0] not in _PRODUCT_DECOMPOSITIONS}
+    return {
+        target: rule
+        for target, rule in table.items()
+        if getattr(target, "name", str)().split(".")[0] not in _PRODUCT_DECOMPOSITIONS
+    }
 
 
 def _eager(gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,8 +100,10 @@ def _eager(gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..
 
     table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
     with torch._functorch.config.patch(enable_autograd_cache=False):
-        compiler = aot_autograd(fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True)
-        return compiler(gm, list(example_inputs))  # type: ignore[no-any-return]
+        compiler = aot_autograd(
+            fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True
+        )
+        return compiler(gm, list(example_inputs))
 
 
 class _Compilation:
@@ -202,7 +208,7 @@ def _boxed(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
 
 def _zeros(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
     """Runs nothing: outputs have the right shapes and are zero."""
-    outputs = [value(node) if isinstance(node, fx.Node) else node for node in next(iter(gm.graph.find_nodes(op="output"))).args[0]]  # type: ignore[union-attr]
+    outputs = [value(node) if isinstance(node, fx.Node) else node for node in next(iter(gm.graph.find_nodes(op="output"))).args[0]]
 
     def call(args: list[Any]) -> Any:
         args.clear()

@@ -59,7 +59,7 @@ def rounded_to(dense: Tensor) -> torch.dtype:
 
 
 def tolerance(grouped: Tensor, step: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """By how much a weight that was computed in `dtype` may be off, per element of grouped [N, G, group]; step: the size of one code.
+    """By how much a weight computed in `dtype` may be off, per element of grouped [N, G, group]; step: the size of one code.
 
     Relative to the weights themselves, never to the step alone: divided by a scale that is far too large, any weight is close to 0.
     """

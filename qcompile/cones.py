@@ -155,8 +155,8 @@ class Reader:
             return self._lattice_proposal(product, leaves, known.found)
         for ordinal, (_, proposal) in enumerate(proposals(self._cone(product, leaves))):
             if ordinal == known.ordinal:
-                proposal = four_bits(proposal) if known.narrow else proposal
-                return (in_order(proposal) if known.straight else proposal), tuple(leaves)
+                narrow = four_bits(proposal) if known.narrow else proposal
+                return (in_order(narrow) if known.straight else narrow), tuple(leaves)
         raise AssertionError("a reader proposes fewer readings than before")
 
     def _lattice_proposal(
@@ -175,9 +175,7 @@ class Reader:
             codes, zeros = lattice.codes_and_zeros(dense, scales, found.group, found.symmetric, perm)
             return Operands(codes, scales, None if found.symmetric else zeros, perm)
 
-        proposal = Proposal(
-            "dequantized in the graph", found.bits, found.group, unpack, found.symmetric, found.index is not None
-        )
+        proposal = Proposal("dequantized in the graph", found.bits, found.group, unpack, found.symmetric, found.index is not None)
         return proposal, (product.weight, *picked)
 
     def _check_values(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
@@ -208,19 +206,89 @@ class Reader:
         return replace(known, zero_range=span, scale_dtype=operands.scales.dtype)
 
 
-# Operators whose result follows from their arguments by one formula, whatever the values are. Not among them: comparisons, clamping,
-# sorting, rounding; what contains those is only believed for the values it was checked with.
+# Operators whose result follows from their arguments by one formula, whatever the values are. Not among them: comparisons,
+# clamping, sorting, rounding; what contains those is only believed for the values it was checked with.
 _ARITHMETIC = frozenset(
-    """
-    view reshape _unsafe_view permute t transpose unsqueeze squeeze expand clone alias detach lift_fresh_copy copy unfold as_strided
-    slice select split split_with_sizes unbind stack cat unflatten flatten repeat repeat_interleave flip roll
-    slice_scatter select_scatter constant_pad_nd index index_select gather embedding
-    arange iota full zeros ones empty full_like zeros_like ones_like empty_like new_zeros new_ones new_full scalar_tensor
-    _to_copy convert_element_type mul add sub rsub neg div reciprocal pow remainder floor_divide
-    bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
-    __and__ __or__ __xor__ __lshift__ __rshift__ __ilshift__ __irshift__ lshift rshift
-    dequantize_packed
-    """.split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "clone",
+        "alias",
+        "detach",
+        "lift_fresh_copy",
+        "copy",
+        "unfold",
+        "as_strided",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "stack",
+        "cat",
+        "unflatten",
+        "flatten",
+        "repeat",
+        "repeat_interleave",
+        "flip",
+        "roll",
+        "slice_scatter",
+        "select_scatter",
+        "constant_pad_nd",
+        "index",
+        "index_select",
+        "gather",
+        "embedding",
+        "arange",
+        "iota",
+        "full",
+        "zeros",
+        "ones",
+        "empty",
+        "full_like",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "scalar_tensor",
+        "_to_copy",
+        "convert_element_type",
+        "mul",
+        "add",
+        "sub",
+        "rsub",
+        "neg",
+        "div",
+        "reciprocal",
+        "pow",
+        "remainder",
+        "floor_divide",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "bitwise_not",
+        "bitwise_left_shift",
+        "bitwise_right_shift",
+        "__and__",
+        "__or__",
+        "__xor__",
+        "__lshift__",
+        "__rshift__",
+        "__ilshift__",
+        "__irshift__",
+        "lshift",
+        "rshift",
+        "dequantize_packed",
+    ]
 )
 
 

@@ -29,7 +29,11 @@ class Emitter:
         """
         given = [node for node in nodes if node is not None]
         fakes = [_fake(node) for node in given]
-        full = (key, tuple(node is None for node in nodes), *((str(f.shape), str(f.stride()), f.dtype, str(f.device)) for f in fakes))
+        full = (
+            key,
+            tuple(node is None for node in nodes),
+            *((str(f.shape), str(f.stride()), f.dtype, str(f.device)) for f in fakes),
+        )
         if full not in self._traced:
             missing = [node is None for node in nodes]
             self._traced[full] = self._trace(lambda *args: function(*_spread(args, missing)), fakes)

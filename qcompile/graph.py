@@ -31,8 +31,8 @@ class Constant:
     tensor: Tensor
 
     @property
-    def identity(self) -> tuple[int, int, int, int]:
-        """Equal while the value is, as long as tensor and storage live: `p.data = t` changes neither object nor version, but the storage.
+    def identity(self) -> tuple[Any, ...]:
+        """Equal while the value is, as long as tensor and storage live: `p.data = t` changes only the storage.
 
         The storage's own address rather than that of its memory, so that a weight stays itself when its memory is released.
         """

@@ -17,7 +17,7 @@ VERIFIES = ("structure", "every", "off")
 class Options:
     """Fields of torch.compile(..., options={...}); each also as an environment variable, QCOMPILE_KERNELS=a,b and so on.
 
-    kernels     only these kernels or targets may be used, in this order of preference ("zentorch", "native.int4"); empty: all, fastest first
+    kernels     only these kernels or targets may be used, in this order ("zentorch", "native.int4"); empty: all, fastest first
     disable     kernels or targets that must not be used
     rest        who compiles the rest of the graph: "inductor" or "eager"
     fallback    what becomes of a weight no kernel takes: "dense" (dequantized once), "packed" (left as it was), "error"

@@ -40,9 +40,7 @@ def emit_pack(graph: fx.Graph, emit: Emitter, kernel: Kernel, site: Site, operan
     return packed
 
 
-def pack_recipe(
-    emit: Emitter, operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]
-) -> Recipe:
+def pack_recipe(emit: Emitter, operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]) -> Recipe:
     """The recipe that makes the packed constants of a site from its raw weights; equal to the one `fold` makes later."""
     given: Any = [node for node in operands if node is not None]
     base = Recipe.of(given, constants)

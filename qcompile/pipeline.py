@@ -1,4 +1,4 @@
-"""What a pass is, what it works on, and how the pipeline runs them: order, invariants, dumps, and equality checks between passes."""
+"""What a pass is, what it works on, and how the pipeline runs them: order, invariants, dumps, equality between passes."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -71,7 +71,10 @@ class GraphSite:
 
     def _shared(self, part: SiteReport) -> dict[str, Any]:
         names = ("kernel", "reasons", "predicted_ms", "sqnr_db", "fallback")
-        return {**{name: getattr(self.report, name) for name in names}, "bytes_after": self.report.bytes_after * part.n // self.site.n}
+        return {
+            **{name: getattr(self.report, name) for name in names},
+            "bytes_after": self.report.bytes_after * part.n // self.site.n,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,5 +207,5 @@ def _outputs(state: State, feed: dict[str, Any]) -> list[Any]:
     for node in state.graph.find_nodes(op="placeholder"):
         values[node] = state.folded[node].tensor if node in state.folded else feed[node.name]
     output = next(iter(state.graph.find_nodes(op="output")))
-    roots = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+    roots = [node for node in output.args[0] if isinstance(node, fx.Node)]
     return evaluate(roots, values)

@@ -137,8 +137,9 @@ def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node
         left, right = user.args
         divides = user.target is aten.div.Tensor
         other = right if left is node else left
-        fits = isinstance(other, fx.Node) and other in constant and value(user).shape == value(node).shape
-        if not fits or (divides and left is not node) or not _along(other, value(node).dim(), axis, n):
+        if not isinstance(other, fx.Node) or other not in constant or value(user).shape != value(node).shape:
+            return None
+        if (divides and left is not node) or not _along(other, value(node).dim(), axis, n):
             return None
         # A bias that widens the dtype stays outside: inside the kernel it would be rounded to the narrower one.
         if user.target is aten.add.Tensor and value(user).dtype is not value(node).dtype:
@@ -166,6 +167,13 @@ def _along(node: fx.Node, dims: int, axis: int, n: int) -> bool:
         return True
     padded = [1] * (dims - len(shape)) + list(shape)
     return len(padded) == dims and all(size == (n if index == axis else 1) for index, size in enumerate(padded))
+
+
+def through_views(node: fx.Node) -> fx.Node:
+    """The node that this one is a view of, through any number of views."""
+    while is_call(node, *VIEWS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def low_bit_leaves(leaves: list[fx.Node]) -> list[fx.Node]:

@@ -1,5 +1,6 @@
 """Builds the canonical call of a recognized product and puts it in the product's place."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,6 +93,11 @@ def _shaped_like(graph: fx.Graph, x: fx.Node, like: fx.Node) -> fx.Node:
     return view
 
 
+def _swapped(swap: dict[Any, fx.Node]) -> Callable[[fx.Node], fx.Node]:
+    """An argument map for node_copy that replaces some nodes."""
+    return lambda item: swap.get(item, item)
+
+
 def _replay(graph: fx.Graph, product: Product, node: fx.Node) -> fx.Node:
     """The product's chain without its factors and biases, on top of the canonical call."""
     old, current = product.node, node
@@ -99,7 +105,8 @@ def _replay(graph: fx.Graph, product: Product, node: fx.Node) -> fx.Node:
         old = next(iter(old.users))
         if is_call(old, *VIEWS, *CASTS, aten.permute.default):
             source = old.args[0]
-            current = graph.node_copy(old, lambda item, source=source, current=current: current if item is source else item)
+            swap = {source: current}
+            current = graph.node_copy(old, _swapped(swap))
             current.meta = dict(old.meta)
         elif value(old).dtype is not value(current).dtype:
             converted = graph.call_function(prims.convert_element_type.default, (current, value(old).dtype))

@@ -115,7 +115,9 @@ class Store:
             self._of_leaf[id(leaf)] = set()
             weakref.finalize(leaf, self._forget, id(leaf))
         # Results for an older content of the same weight will not be asked for again.
-        for other in [k for k in self._of_leaf[id(leaf)] if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)]:
+        for other in [
+            k for k in self._of_leaf[id(leaf)] if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)
+        ]:
             self._entries.pop(other, None)
             self._of_leaf[id(leaf)].discard(other)
         self._of_leaf[id(leaf)].add(key)

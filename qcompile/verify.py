@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, evaluate, hint, is_call, value
+from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
 from qcompile.pipeline import GraphSite
-from qcompile.products import VIEWS
+from qcompile.products import through_views
 from qcompile.store import STORE, Recipe
 
 ACCEPT_DB = 40.0
@@ -60,10 +60,9 @@ def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> st
 
     This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it.
     """
-    source = site.node.args[0]
-    while is_call(source, *VIEWS) and isinstance(source.args[0], fx.Node):
-        source = source.args[0]
-    assert isinstance(source, fx.Node)
+    x = site.node.args[0]
+    assert isinstance(x, fx.Node)
+    source = through_views(x)
     feed: dict[fx.Node, Any] = {node: constant.tensor for node, constant in constants.items()}
     feed[source] = sample(value(source))
     parts = site.parts or (site,)

@@ -1,7 +1,7 @@
 """Recovers codes from any dequantization code: divided by its scales, the dense weight lies on an integer lattice.
 
-For a weight W [N, K] and a candidate scale S expanded along K, q = W / S is an integer matrix exactly if S is the scale. The integers
-need `bits` bits when every group's span fits, so (codes, zeros) follow from q alone and no knowledge of the storage is needed.
+For a weight W [N, K] and a candidate scale S expanded along K, q = W / S is an integer matrix exactly if S is the scale. The
+integers need `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
 from collections.abc import Iterator, Sequence

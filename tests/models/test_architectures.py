@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 256,
     "max_position_embeddings": 64,
 }
-GROUPED = {"num_key_value_heads": 2}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 IDS = torch.randint(3, 256, (2, 8), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS)
 
