@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qcompile.errors import UnsupportedSchemeError, WeightError
 from qcompile.frontends import awq, compressed_tensors, gptq
 from qcompile.frontends.checkpoint_schemes import scheme_of
+from qcompile.frontends.experts import DequantizeMerged
 
 METHOD = "qcompile"
 
@@ -43,10 +44,6 @@ DTYPES = {
 
 
 FRONT_DOORS = {"compressed-tensors": compressed_tensors.prepare, "gptq": gptq.prepare, "awq": awq.prepare}
-MERGED_WAY_OUT = (
-    "Load the folder with transformers' from_pretrained, which dequantizes these layers while loading; "
-    "qcompile.compile then serves the others."
-)
 
 
 class Config(QuantizationConfigMixin):
@@ -71,10 +68,14 @@ class LoadingLinear(nn.Linear):
 Base: Any = quantizers_base.HfQuantizer
 
 
-class Quantizer(Base):
+class Quantizer(Base):  # type: ignore[misc]
     """Before loading: parameters of the files' shapes and dtypes. Afterwards: the front door's forward."""
 
     requires_calibration = True
+    serialized_names: dict[str, list[str]] = {"weight": ["weight", *PARTS]}  # noqa: RUF012 - transformers' own annotation
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {"dequantize": DequantizeMerged}
 
     def is_serializable(self) -> bool:
         return True
@@ -127,7 +128,7 @@ Stored = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def stored_layers(model: Any, files: Iterable[str]) -> dict[str, Stored]:
-    """For every quantized layer of the files, by its path in the model: the name, dtype and shape of its tensors."""
+    """For every quantized layer of the files that the model has, by its path: the name, dtype and shape of its tensors."""
     stems: dict[str, Stored] = {}
     for file in files:
         if not str(file).endswith(".safetensors"):
@@ -139,7 +140,9 @@ def stored_layers(model: Any, files: Iterable[str]) -> dict[str, Stored]:
                     piece = tensors.get_slice(key)
                     stems.setdefault(stem, {})[part] = (DTYPES[piece.get_dtype()], tuple(piece.get_shape()))
     rename = _renaming(model)
-    return {rename(stem): parts for stem, parts in stems.items() if is_quantized(parts)}
+    found = {rename(stem): parts for stem, parts in stems.items() if is_quantized(parts)}
+    found.pop("", None)  # merged with others while loading
+    return found
 
 
 def is_quantized(parts: Stored) -> bool:
@@ -147,7 +150,7 @@ def is_quantized(parts: Stored) -> bool:
 
 
 def _renaming(model: Any) -> Any:
-    """Layer name in the files -> path in the model, as transformers itself renames while loading."""
+    """Layer name in the files -> path in the model as transformers renames while loading; "" for layers that it merges."""
     mapping = get_model_conversion_mapping(model)
     renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
     converters = [step for step in mapping if isinstance(step, WeightConverter)]
@@ -156,16 +159,10 @@ def _renaming(model: Any) -> Any:
     def rename(stem: str) -> str:
         key, merged = rename_source_key(f"{stem}.weight", renamings, converters, model.base_model_prefix, expected)
         if merged is not None:
-            way_out = (
-                "Load it with from_pretrained, which dequantizes these layers while loading; qcompile.compile serves the others."
-            )
-            raise UnsupportedSchemeError(
-                stem, "quantized layers that transformers merges into one", ["single Linear layers"], way_out
-            )
+            return ""
         if key not in expected:
-            raise UnsupportedSchemeError(
-                stem, f"no layer of {type(model).__name__}", ["layers that the model has"], "Pass model_class."
-            )
+            what = f"a layer that {type(model).__name__} lacks"
+            raise UnsupportedSchemeError(stem, what, ["layers of the model"], "Pass model_class=... to qcompile.load.")
         return key.removesuffix(".weight")
 
     return rename
@@ -176,9 +173,8 @@ def _give_parameters(path: str, module: nn.Linear, parts: Stored) -> None:
     if "weight" in parts:
         dtype, shape = parts["weight"]
         if dtype != torch.int8:
-            raise UnsupportedSchemeError(
-                path, f"weights stored as {dtype}", compressed_tensors.KNOWN_SCHEMES, compressed_tensors.WAY_OUT
-            )
+            known, way_out = compressed_tensors.KNOWN_SCHEMES, compressed_tensors.WAY_OUT
+            raise UnsupportedSchemeError(path, f"weights stored as {dtype}", known, way_out)
         names.append("weight")
     if "bias" in parts and module._parameters.get("bias") is None:
         names.append("bias")

@@ -147,5 +147,6 @@ def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[Group
 
 def _text(module: PackedLinear | ByteLinear | GroupedLinear) -> str:
     layout, bits, group, n, k, activation = module.structure
-    text = f"in_features={k}, out_features={n}, bias={module._parameters.get('bias') is not None}, layout={layout}, bits={bits}, group={group}"
+    bias = module._parameters.get("bias") is not None
+    text = f"in_features={k}, out_features={n}, bias={bias}, layout={layout}, bits={bits}, group={group}"
     return text if activation == "none" else f"{text}, activation={activation}"
