@@ -22,7 +22,7 @@ from qcompile.options import Options, resolve
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, check_equality, run
 from qcompile.platform import platform
-from qcompile.release import release_raw
+from qcompile.release import releasable
 from qcompile.report import Report, SiteReport, clear, emit_trace, record
 from qcompile.runner import Packed, Runner
 from qcompile.store import STORE
@@ -159,7 +159,7 @@ class _Compilation:
         nodes = list(state.graph.find_nodes(op="placeholder"))
         kept = [position[node] for node in nodes if node in position]
         folded = [state.folded[node] for node in nodes if node in state.folded]
-        packed = [Packed(item, tuple(position[source] for source in item.recipe.sources)) for item in folded]
+        packed = [Packed(item.recipe, item.index, item.site, tuple(position[source] for source in item.recipe.sources)) for item in folded]
         raw = dict.fromkeys(source for item in folded for source in item.recipe.sources)
         parts = [part for site in state.sites if site.kernel is not None for part in site.parts or (site,)]
         raw.update(dict.fromkeys(origin for part in parts if part.recheck is not None for origin in part.recheck.origins))
@@ -172,11 +172,16 @@ class _Compilation:
             known = [at for at, index in enumerate(kept) if index in static]
             kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
         compiled = self._hand_over(state.gm, new_inputs, kwargs)
+        free: set[fx.Node] = set()
         if self.options.release and self.explained is None:
             captured = list(pristine.graph.find_nodes(op="placeholder"))
-            release_raw({node: state.constants[node] for node in raw}, {node: captured[position[node]] for node in raw})
+            free = {node for node in raw if not node.users and releasable(captured[position[node]])}
+            if len(free) < len(raw):
+                log.info("%d tensors stay: a bias, or read by the model's own code, which would crash without them", len(raw) - len(free))
         watched = {node: (position[node], state.constants[node]) for node in raw}
-        return Runner(compiled, kept, packed, watched, _boxed(pristine))
+        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free)
+        runner.remember([constant.tensor for _, constant in watched.values()], [item.tensor for item in folded])
+        return runner
 
     def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
         if self.explained is not None:

@@ -1,7 +1,7 @@
 """Option release: frees the memory of raw weights that only packed kernels read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from torch import fx
 
@@ -21,17 +21,11 @@ def releasable(captured: fx.Node) -> bool:
     return len(captured.users) > 0 and all(is_call(user, dequantize_packed) for user in captured.users)
 
 
-def release_raw(raw: Mapping[fx.Node, Constant], captured: Mapping[fx.Node, fx.Node]) -> None:
-    """Free each raw weight that the rewritten graph no longer reads; captured: its input in the graph as it came.
-
-    Kept: a tensor that shares its memory with another one, and one that other code than qcompile's reads.
-    """
-    for node, constant in raw.items():
+def release_raw(raw: Iterable[Constant]) -> None:
+    """Free these raw weights. A tensor that shares its memory with another one is kept."""
+    for constant in raw:
         tensor = constant.tensor
-        if is_released(tensor) or node.users:
-            continue
-        if not releasable(captured[node]):
-            log.warning("%s is not released: the model's own code reads it, and would crash without its memory", constant.path)
+        if is_released(tensor):
             continue
         if tensor.untyped_storage().size() != tensor.numel() * tensor.element_size():
             log.info("%s shares its memory and is not released", constant.path)

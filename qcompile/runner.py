@@ -3,7 +3,8 @@
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from qcompile.check import disagreement, in_range
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph import Constant, evaluate
 from qcompile.kernels import Kernel
-from qcompile.pipeline import Folded, GraphSite
-from qcompile.store import STORE
+from qcompile.pipeline import GraphSite
+from qcompile.release import release_raw
+from qcompile.store import STORE, Recipe
 from qcompile.watch import Watch, is_released
 
 log = logging.getLogger(__name__)
@@ -23,17 +25,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One packed input: how it is made and at which positions its raw weights are among the arguments."""
+    """One packed input: result `index` of a recipe, and at which positions its raw weights are among the arguments."""
 
-    folded: Folded
+    recipe: Recipe
+    index: int
+    site: GraphSite
     positions: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Weights:
+    """One set of raw weights and what was packed from it. problem: why the packed form does not cover its content, or ""."""
+
+    tensors: list[Tensor]
+    watch: Watch
+    problem: str = ""
 
 
 class Runner:
     """Calls `compiled` with the arguments that are still inputs, then the packed weights.
 
     Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made again; if
-    that is not possible for the new content, the graph runs as it was captured.
+    that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many layers or models of
+    one shape, in turn: what was packed for each is kept as long as its raw weights live.
     """
 
     _boxed_call = True
@@ -45,60 +59,77 @@ class Runner:
         packed: Sequence[Packed],
         watched: Mapping[fx.Node, tuple[int, Constant]],
         original: Callable[[list[Any]], Any],
+        releasable: Collection[fx.Node] = (),
     ) -> None:
         self.compiled = compiled
         self.kept = tuple(kept)
         self.packed = tuple(packed)
-        self.tensors = [item.folded.tensor for item in packed]
         self.original = original
         self.nodes = tuple(watched)
+        self.paths = tuple(constant.path for _, constant in watched.values())
         self.positions = tuple(position for position, _ in watched.values())
         self.pick = operator.itemgetter(*self.positions) if len(self.positions) > 1 else self._pick_few
-        self.broken = False
-        self.watch = Watch([constant.tensor for _, constant in watched.values()])
+        self.releasable = releasable
+        self.weights: dict[tuple[int, ...], _Weights] = {}
 
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(args[position] for position in self.positions)
 
+    def remember(self, raw: Sequence[Tensor], tensors: list[Tensor], problem: str = "") -> _Weights:
+        """From now on these packed tensors belong to these raw ones. Raw ones that nothing else reads are released, if asked for."""
+        key = tuple(map(id, raw))
+        if not problem:
+            release_raw(Constant(path, tensor) for path, node, tensor in zip(self.paths, self.nodes, raw, strict=True) if node in self.releasable)
+        this = weakref.ref(self)
+
+        def gone() -> None:
+            runner = this()
+            if runner is not None and runner.weights.get(key) is weights:
+                del runner.weights[key]
+
+        weights = _Weights(tensors, Watch(raw, gone), problem)
+        self.weights[key] = weights
+        return weights
+
     def __call__(self, args: list[Any]) -> Any:
         raw = self.pick(args)
-        if not self.watch.unchanged(raw):
-            self._pack_again(args, raw)
-        if self.broken:
+        weights = self.weights.get(tuple(map(id, raw)))
+        if weights is None or not weights.watch.unchanged(raw):
+            weights = self._pack_again(args, raw, weights)
+        if weights.problem:
             return self.original(args)
         inputs = [args[position] for position in self.kept]
-        inputs += self.tensors
+        inputs += weights.tensors
         args.clear()
         return self.compiled(inputs)
 
-    def _pack_again(self, args: Sequence[Any], raw: Sequence[Tensor]) -> None:
-        changed = {node for node, different in zip(self.nodes, self.watch.changed(raw), strict=True) if different}
+    def _pack_again(self, args: Sequence[Any], raw: Sequence[Tensor], before: _Weights | None) -> _Weights:
+        different = [True] * len(raw) if before is None else before.watch.changed(raw)
+        changed = {node for node, new in zip(self.nodes, different, strict=True) if new}
+        if before is not None and not changed:  # released by another graph that reads the same weight
+            return self.remember(raw, before.tensors, before.problem)
         log.info("%d raw tensors of packed weights changed: packing again", len(changed))
         problem = self._problem(dict(zip(self.nodes, raw, strict=True)), changed)
         results: list[Tensor] = []
         for item in self.packed if not problem else ():
-            recipe = item.folded.recipe
-            leaves = [Constant(path, args[at]) for path, at in zip(recipe.paths, item.positions, strict=True)]
+            leaves = [Constant(path, args[at]) for path, at in zip(item.recipe.paths, item.positions, strict=True)]
             try:
-                results.append(STORE.fetch(recipe, leaves)[item.folded.index])
+                results.append(STORE.fetch(item.recipe, leaves)[item.index])
             except ReleasedWeightError:
                 raise
             except Exception as error:  # a library's packing may refuse the new content
-                problem = f"{item.folded.site.report.module}: packing failed: {type(error).__name__}: {error}"
+                problem = f"{item.site.report.module}: packing failed: {type(error).__name__}: {error}"
                 break
-        if not problem:
-            self.tensors = results
-        self.broken = bool(problem)
-        self.watch = Watch(raw)
         if problem:
             warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
+        return self.remember(raw, results, problem)
 
     def _problem(self, values: Mapping[fx.Node, Tensor], changed: set[fx.Node]) -> str:
         """Why the packed form does not cover the new content, "" if it does."""
         for node in changed:
             if values[node].is_floating_point() and not is_released(values[node]) and not bool(torch.isfinite(values[node]).all()):
                 return f"{node.meta.get('constant', node.name)} holds NaN or infinity"
-        sites = {id(item.folded.site): item.folded.site for item in self.packed}
+        sites = {id(item.site): item.site for item in self.packed}
         for site in sites.values():
             if site.kernel is None:
                 continue  # the dense weight is what the captured code makes of any content
