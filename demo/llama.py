@@ -11,10 +11,9 @@ from torch import Tensor
 
 import qcompile
 from demo import schemes
-from demo.screen import CONSOLE, Steps, heading, latency_and_memory, steps
+from demo.screen import CONSOLE, Steps, fresh_start, heading, latency_and_memory, steps
 from qcompile.cli.dense import make_dense
 from qcompile.meaning import sqnr_db
-from qcompile.report import clear
 
 transformers: Any = import_module("transformers")  # its classes are untyped
 
@@ -60,23 +59,21 @@ def run(output: Path, size: str, tokens: int, bench: bool) -> None:
             step(f"{name}: the dense model's answer")
             wanted = dense_logits(folder, ids)
             step(f"{name}: loading")
-            model = load(folder, name)
+            model = schemes.load(folder, "AutoModelForCausalLM")
             step(f"{name}: compiling")
-            clear()
+            fresh_start()
             qcompile.compile(model)
             with torch.inference_mode():
                 got = model(ids).logits[0]
             made, speed = generate(model, ids, tokens, step, name)
             reports[name] = qcompile.report()
             top = (got.argmax(-1) == wanted.argmax(-1)).float().mean()
-            shown = " ".join(str(token) for token in made[:8])
-            rows.append(
-                (schemes.TITLES[name], f"{sqnr_db(wanted, got):.0f} dB", f"{float(top):.0%}", f"{speed:.1f}", f"{shown} ...")
-            )
+            shown = " ".join(str(token) for token in made[:6])
+            rows.append((name, f"{sqnr_db(wanted, got):.0f} dB", f"{float(top):.0%}", f"{speed:.1f}", f"{shown} ..."))
             del model
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("", "logits against dense", "same top token", "tokens/s", "generated ids"):
-        table.add_column(column, justify="right" if column not in {"", "generated ids"} else "left")
+    for column in ("", "logits\nagainst dense", "same\ntop token", "tokens/s", "generated ids"):
+        table.add_column(column, justify="left" if column in {"", "generated ids"} else "right", no_wrap=column != "generated ids")
     for row in rows:
         table.add_row(*row)
     CONSOLE.print(table)
@@ -87,13 +84,6 @@ def run(output: Path, size: str, tokens: int, bench: bool) -> None:
     if bench:
         heading("Latency and memory, prompt of 128 tokens, 16 new ones")
         latency_and_memory({schemes.TITLES[name]: folder for name, folder in folders.items()}, prompt_tokens=128, tokens=16)
-
-
-def load(folder: Path, scheme: str) -> Any:
-    """With transformers as usual; the asymmetric folder with qcompile.load, because transformers cannot read its zero points."""
-    if scheme == "w4a16-asym":
-        return qcompile.load(folder)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def dense_logits(folder: Path, ids: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """The three ways in which the demonstration quantizes, as folder name -> arguments of compressed-tensors."""
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import qcompile
 from qcompile.frontends.quantize import quantize
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -27,7 +31,16 @@ def make(folder: Path, scheme: str, float_model: Callable[[], Any], tokenizer: A
     done = folder / "complete"
     if done.exists():
         return
-    quantize(float_model(), folder, **SCHEMES[scheme])
+    with redirect_stderr(io.StringIO()):  # the libraries' own progress bars
+        quantize(float_model(), folder, **SCHEMES[scheme])
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     done.touch()
+
+
+def load(folder: Path, model_class: str) -> Any:
+    """With transformers as usual; an asymmetric folder with qcompile.load, because transformers cannot read its zero points."""
+    if folder.name.endswith("-asym"):
+        return qcompile.load(folder)
+    with redirect_stderr(io.StringIO()):
+        return getattr(import_module("transformers"), model_class).from_pretrained(folder).eval()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
@@ -40,6 +41,11 @@ def steps(total: int) -> Generator[Steps]:
     )
     with Progress(*columns, console=CONSOLE, transient=True) as bar:
         yield Steps(bar, total)
+
+
+def fresh_start() -> None:
+    """Forget earlier models and their report: Dynamo counts the compilations of all models of a class together, up to a limit."""
+    torch.compiler.reset()
 
 
 def heading(text: str) -> None:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 import qcompile
 from demo import schemes
-from demo.screen import CONSOLE, heading, latency_and_memory, steps
+from demo.screen import CONSOLE, fresh_start, heading, latency_and_memory, steps
 from qcompile.meaning import sqnr_db
-from qcompile.report import clear
 
 transformers: Any = import_module("transformers")  # its classes are untyped
 
@@ -59,9 +58,9 @@ def run(output: Path, bench: bool) -> None:
                 folder, name, lambda: transformers.AutoModel.from_pretrained(source, dtype=torch.bfloat16).eval(), tokenizer
             )
             step(f"loading {folder}")
-            model = load(folder, name)
+            model = schemes.load(folder, "AutoModel")
             step(f"compiling {name}")
-            clear()
+            fresh_start()
             embeddings[name] = embed(qcompile.compile(model), batch)
             reports[name] = qcompile.report()
     CONSOLE.print(similarity_table(embeddings))
@@ -72,13 +71,6 @@ def run(output: Path, bench: bool) -> None:
     if bench:
         heading("Latency and memory, 128 tokens")
         latency_and_memory({schemes.TITLES[name]: folder for name, folder in folders.items()}, prompt_tokens=128)
-
-
-def load(folder: Path, scheme: str) -> Any:
-    """With transformers as usual; the asymmetric folder with qcompile.load, because transformers cannot read its zero points."""
-    if scheme == "w4a16-asym":
-        return qcompile.load(folder)
-    return transformers.AutoModel.from_pretrained(folder).eval()
 
 
 def embed(model: Any, batch: Any) -> Tensor:

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from torch._dynamo.exc import BackendCompilerFailed
+
 from qcompile.cli.options import add_options
+from qcompile.errors import OptionError, QCompileError, UnknownNameError
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -67,12 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser()
     arguments = given.parse_args(argv)
-    from qcompile.errors import OptionError, QCompileError, UnknownNameError  # noqa: PLC0415 - `--help` should not import torch
 
+    if getattr(arguments, "folder", None) is not None:
+        _check_folder(given, arguments.folder)
     try:
-        if getattr(arguments, "folder", None) is not None:
-            _check_folder(given, arguments.folder)
         code: int = import_module(f"qcompile.cli.{arguments.command}_command").run(arguments)
+    except BackendCompilerFailed as error:
+        # Dynamo wraps what a back end raises; only our own errors are written for the reader of a command line.
+        if not isinstance(error.inner_exception, QCompileError):
+            raise
+        print(f"qcompile: {error.inner_exception}", file=sys.stderr)
+        return FAILED
     except (OptionError, UnknownNameError) as error:
         print(f"qcompile: {error}", file=sys.stderr)
         return USAGE
