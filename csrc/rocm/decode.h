@@ -113,8 +113,8 @@ struct Decode {
     const int column = wanted < args.n ? wanted : args.n - 4;  // a thread beyond N reads what exists and writes nothing
     const WeightReader reader(args, column);
     const int units = args.k / kUnit;
-    const int first = (int)((int64_t)units * block_z() / args.splits);
-    const int last = (int)((int64_t)units * (block_z() + 1) / args.splits);
+    const int first = units * block_z() / args.splits;  // below 2^15 * 8
+    const int last = units * (block_z() + 1) / args.splits;
     const int steps = (last - first + kDecodeLanesK - 1) / kDecodeLanesK;
     float sums[Rows][4] = {};
     int unit = first + lane_k;

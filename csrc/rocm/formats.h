@@ -81,9 +81,11 @@ struct UnitWords {
   GroupWords group;
 };
 
-// The element `offset` bytes behind a pointer that is the same in all lanes: a 32-bit offset register suffices then.
+// The element `offset` bytes behind a pointer that is the same in all lanes. Pinned, the offset is not added to the pointer
+// ahead of time, and the load takes a scalar pointer and one register of offsets per lane instead of computing 64-bit sums.
 template <class T>
 QC_INLINE T load_at(const void* base, uint32_t offset) {
+  pin(offset);
   return load<T>(static_cast<const char*>(base) + offset);
 }
 
@@ -117,7 +119,19 @@ struct WeightReader {
     return per_group == 1u ? unit : (uint32_t)(((uint64_t)unit * inverse) >> 32);
   }
 
+  // A unit that differs from lane to lane.
   QC_INLINE UnitWords read(int unit) const {
+    UnitWords out;
+    const uint32_t* rows = weights + (size_t)unit * 4u * columns + column;
+    for (int row = 0; row < 4; ++row) out.rows[row] = load<words4_t>(rows + (size_t)row * columns);
+    const size_t group = group_of((uint32_t)unit);
+    out.group.scales = load<bits4_t>(scales + group * columns + column);
+    out.group.zeros = load<uint32_t>(zeros + group * (columns / 8u) + column / 8u);
+    return out;
+  }
+
+  // A unit that is the same in all lanes.
+  QC_INLINE UnitWords read_uniform(int unit) const {
     UnitWords out;
     const uint32_t* rows = weights + (size_t)unit * 4u * columns;
     for (int row = 0; row < 4; ++row) out.rows[row] = load_at<words4_t>(rows + (size_t)row * columns, column * 4u);

@@ -58,8 +58,8 @@ struct Prefill {
     row0 = block_x() * T::kRows;
     column = block_y() * T::kColumns + wave_n * kWaveColumns + (lane & 15) * 4;
     const int units = args.k / kStep, parts = args.splits * T::kWavesK, part = block_z() * T::kWavesK + slice;
-    first = (int)((int64_t)units * part / parts);
-    last = (int)((int64_t)units * (part + 1) / parts);
+    first = uniform(units * part / parts);  // below 2^15 * 64
+    last = uniform(units * (part + 1) / parts);
   }
 
   QC_INLINE uint16_t* activations(int buffer) const {
@@ -73,7 +73,6 @@ struct Prefill {
     return unit < highest ? unit : highest;
   }
 
-  // A slice with one unit less than the others multiplies zeros at the end.
   QC_INLINE void fetch(int unit, bits8_t pieces[T::kPieces]) const {
     for (int j = 0; j < T::kPieces; ++j) {
       const int piece = slice_thread + j * T::kSliceThreads;
@@ -82,12 +81,13 @@ struct Prefill {
       const uint16_t* base = args.a + (size_t)row0 * (size_t)args.k + clamped(unit) * kStep;
       pieces[j] = load_at<bits8_t>(base, row * (uint32_t)args.k * 2u + (piece & 3) * 16u);
     }
+  }
+
+  // A slice with one unit less than the others multiplies zeros at the end.
+  QC_INLINE void stage(int buffer, int unit, bits8_t pieces[T::kPieces]) const {
     if (unit >= last) {
       for (int j = 0; j < T::kPieces; ++j) pieces[j] = bits8_t{};
     }
-  }
-
-  QC_INLINE void stage(int buffer, const bits8_t pieces[T::kPieces]) const {
     for (int j = 0; j < T::kPieces; ++j) {
       const int piece = slice_thread + j * T::kSliceThreads, row = piece >> 2;
       store(activations(buffer) + row * kStepStride + (piece & 3) * 8, pieces[j]);
@@ -154,6 +154,7 @@ struct Prefill {
   // replace these as soon as the last column tile is expanded; the other waves of the SIMD cover the wait.
   static constexpr bool kReadsAhead = kTilesM <= 2;
 
+  template <bool Replaces>
   QC_INLINE void compute(int buffer, UnitWords& unit, const WeightReader& reader, int next, float8_t sums[kTilesM][4]) const {
     for (int c = 0; c < 4; ++c) {
       if constexpr (!kReadsAhead) compiler_fence();
@@ -163,10 +164,10 @@ struct Prefill {
       pair pairs[4][4];
       for (int row = 0; row < 4; ++row) Format::expand(unit.rows[row][c], zero, pairs[row]);
       const fragment b[2] = {join(pairs[0], pairs[1]), join(pairs[2], pairs[3])};
-      if constexpr (!kReadsAhead) {
+      if constexpr (Replaces) {
         if (c == 3) {
           compiler_fence();
-          unit = reader.read(next);
+          unit = reader.read_uniform(next);
         }
       }
       multiply(buffer, c, b, zero, scale, sums);
@@ -233,24 +234,24 @@ struct Prefill {
     float8_t sums[kTilesM][4] = {};
     bits8_t pieces[T::kPieces];
     fetch(first, pieces);
-    UnitWords words = reader.read(clamped(first));
-    stage(0, pieces);
+    UnitWords words = reader.read_uniform(clamped(first));
+    stage(0, first, pieces);
     lds_barrier();
-    for (int step = 0; step < steps; ++step) {
-      const int unit = first + step;
-      const bool more = step + 1 < steps;
-      UnitWords following = words;
-      if (more) {
-        fetch(unit + 1, pieces);
-        if constexpr (kReadsAhead) following = reader.read(clamped(unit + 1));
+    // The last step stands apart: loads under a condition would have to be waited for where the paths meet.
+    for (int step = 0; step + 1 < steps; ++step) {
+      const int next = first + step + 1;
+      fetch(next, pieces);
+      if constexpr (kReadsAhead) {
+        const UnitWords following = reader.read_uniform(clamped(next));
+        compute<false>(step & 1, words, reader, next, sums);
+        words = following;
+      } else {
+        compute<true>(step & 1, words, reader, clamped(next), sums);
       }
-      compute(step & 1, words, reader, clamped(unit + 1), sums);
-      if (more) {
-        stage((step + 1) & 1, pieces);
-        lds_barrier();
-      }
-      if constexpr (kReadsAhead) words = following;
+      stage((step + 1) & 1, next, pieces);
+      lds_barrier();
     }
+    compute<false>((steps - 1) & 1, words, reader, 0, sums);
     sum_slices(sums);
     write(sums);
   }

@@ -109,3 +109,20 @@ def test_the_host_half_compiles_with_the_hip_interface(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+TABLE = re.compile(r'\{"(\w+)", (?:true|false), \d+, \d+, (\d+), (\d+), .*?\{(\d+), (\d+)\}, \{(\d+), (\d+)\}\}')
+
+
+def test_the_dispatch_table_tells_what_the_code_is() -> None:
+    """Threads and LDS exactly; cycles and registers, on which compilers differ a little, to a tenth."""
+    rows = TABLE.findall((SOURCE.parent / "dispatch.cpp").read_text())
+    assert len(rows) == len(PRODUCTS) // 2
+    for path, threads, lds, *figures in rows:
+        kind, _, rest = path.partition("_")
+        for dtype, cycles, vgprs in (("f16", figures[0], figures[2]), ("bf16", figures[1], figures[3])):
+            kernel = assembled()[f"qcompile_rdna3_{kind}_{dtype}_{rest}"]
+            assert kernel.figures["max_flat_workgroup_size"] == int(threads)
+            assert kernel.figures["group_segment_fixed_size"] <= int(lds) + 1024
+            assert abs(kernel.loop().cycles - int(cycles)) <= 0.1 * int(cycles)
+            assert abs(kernel.figures["vgpr_count"] - int(vgprs)) <= 0.1 * int(vgprs)
