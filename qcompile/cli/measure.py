@@ -38,25 +38,43 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most bytes of memory this process has held."""
+    """The most bytes of memory this process has held since `forget_peak`, or ever."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Start counting the peak anew, where the system can (Linux, /proc/PID/clear_refs, value 5)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(
     folder: str, way: str, prompt_tokens: int = 128, tokens: int = 16, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Latencies in milliseconds and memory in bytes; "prefill" and "decode" (per token) for causal models, "forward" for others."""
+    """Latencies in milliseconds and memory in bytes; "prefill" and "decode" (per token) for causal models, "forward" for others.
+
+    model_bytes: parameters and buffers as loaded. resident_bytes: held at the end; peak_bytes: the most after loading (compilation
+    and runs); both without what the process held before. two_largest_bytes: the two largest packed layers dense, in bfloat16.
+    """
     # The compiler's own modules are no part of the model: load them before counting.
-    torch.compile(torch.neg, backend="inductor")(torch.zeros(2))
+    compiler: Any = torch.compile
+    compiler(torch.neg, backend="inductor")(torch.zeros(2))
     before = resident()
     model = load_model(Path(folder))
-    if way == "qcompile":
-        compile_model(model, **(options or {}))
-    else:
+    if way != "qcompile":
         make_dense(model, next(p.dtype for p in model.parameters() if p.is_floating_point()))
         if way == "inductor":
             model.compile(backend="inductor")
+    else:
+        compile_model(model, **(options or {}))
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    resident()
+    forget_peak()
     start = time.perf_counter()
     with torch.inference_mode():
         times = _causal(model, prompt_tokens, tokens) if model.can_generate() else _forward(model, folder, prompt_tokens)
@@ -66,8 +84,10 @@ def measure(
         "threads": torch.get_num_threads(),
         **times,
         "total_s": time.perf_counter() - start,
+        "model_bytes": held,
         "resident_bytes": resident() - before,
         "peak_bytes": peak() - before,
+        "two_largest_bytes": sum(sorted((site.n * site.k * 2 for site in made.sites), reverse=True)[:2]),
         "summary": made.summary if way == "qcompile" else "",
         "unserved": len(made.unserved),
     }

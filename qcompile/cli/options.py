@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-NAMES = ("kernels", "disable", "fallback", "verify", "rest", "allow_a8", "dump")
+NAMES = ("kernels", "disable", "fallback", "verify", "rest", "allow_a8", "release", "dump")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-a8", action="store_true", default=None, help="permit int8 activations the checkpoint does not ask for"
     )
+    group.add_argument("--release", action="store_true", default=None, help="free the raw weights once they are packed")
     group.add_argument("--dump", metavar="FOLDER", help="write graphs, decisions and a drawing there")
 
 

@@ -152,3 +152,15 @@ def test_bench_table_shows_the_speed_up() -> None:
         "200 MB",
         "1.0 s",
     ]
+
+
+def test_bench_measures_each_way_in_its_own_process(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    words = ("--against", "eager", "--rest", "eager", "--tokens", "2", "--prompt-tokens", "4", "--release", "--json")
+    code, out, err = run(capsys, "bench", str(folder), *words)
+    assert code == OK, err
+    packed, dense = json.loads(out)
+    assert (packed["way"], dense["way"]) == ("qcompile", "eager")
+    assert packed["summary"] == "qcompile: 14 of 14 quantized linears rewritten"
+    assert packed["model_bytes"] < dense["model_bytes"]
+    assert packed["two_largest_bytes"] == 2 * 128 * 64 * 2
+    assert all(found[name] > 0 for found in (packed, dense) for name in ("prefill_ms", "decode_ms", "first_s"))
