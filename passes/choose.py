@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 from qcompile.errors import UnservedError
+from qcompile.graph import is_released
 from qcompile.kernels import Kernel, Reasons, Site, kernels, selects
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
@@ -114,7 +115,7 @@ def _verified(
     state: State, site: GraphSite, kernel: Kernel, verified: dict[tuple[str, Site], tuple[str, float | None]]
 ) -> tuple[str, float | None]:
     """("" or what is wrong, SQNR in dB) of this kernel for this structure, checked once per structure or for every site."""
-    if state.options.verify == "off" or not _runs_here(kernel, state.platform):
+    if state.options.verify == "off" or not _runs_here(kernel, state.platform) or _is_released(state, site):
         return "", None
     key = (kernel.name, site.site)
     if state.options.verify == "structure" and key in verified:
@@ -133,7 +134,7 @@ def _verified(
 
 def _rewrite_proven(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> str:
     """What is wrong with the canonical call that stands for the site's original graph, "" if nothing; once per structure."""
-    if state.options.verify == "off":
+    if state.options.verify == "off" or _is_released(state, site):
         return ""
     key = (f"rewrite of {len(site.parts) or 1}", site.site)
     if key not in verified or state.options.verify == "every":
@@ -143,6 +144,12 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[tuple[str, Sit
             log.debug("proving %s", site.report.module, exc_info=True)
             verified[key] = f"the rewrite could not be proven: {type(error).__name__}: {error}", None
     return verified[key][0]
+
+
+def _is_released(state: State, site: GraphSite) -> bool:
+    """Whether raw weights are gone: the site was packed, and verified, in an earlier compilation."""
+    leaves = [leaf for part in site.parts or (site,) for leaf in part.leaves]
+    return any(is_released(state.constants[leaf].tensor) for leaf in leaves)
 
 
 def _runs_here(kernel: Kernel, wanted: Platform) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompile import cones
@@ -76,7 +77,7 @@ def compile_graph(
     if options.rest == "eager" or explained is not None:
         return _eager(gm, example_inputs, inner)
     # Its cache would answer for our graphs without asking us; Inductor's own cache works on the rewritten graph.
-    with torch._functorch.config.patch(enable_autograd_cache=False):
+    with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(  # type: ignore[return-value]
             gm, list(example_inputs), inner_compile=inner, config_patches=patches, decompositions=inductor_decompositions()
         )
@@ -99,7 +100,7 @@ def _eager(gm: fx.GraphModule, example_inputs: Sequence[Any], inner: Callable[..
     from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415
 
     table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
-    with torch._functorch.config.patch(enable_autograd_cache=False):
+    with functorch_config.patch(enable_autograd_cache=False):
         compiler = aot_autograd(
             fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True
         )

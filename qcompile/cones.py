@@ -54,9 +54,10 @@ _weights: dict[tuple[Any, ...], tuple[_Known, Leaves]] = {}  # proven or checked
 
 
 def forget() -> None:
-    """Forget everything that was proven."""
+    """Forget what was proven, except of weights that are released and so cannot be read again."""
     _structures.clear()
-    _weights.clear()
+    for identity in [identity for identity, (_, leaves) in _weights.items() if not leaves.released]:
+        del _weights[identity]
 
 
 class Reader:
@@ -93,9 +94,9 @@ class Reader:
         described = tuple(
             Leaf(self.constants[leaf].path, value(leaf).dtype, tuple(int(size) for size in value(leaf).shape)) for leaf in leaves
         )
-        root = product.weight
+        root: Any = product.weight
         while is_call(root, torch.ops.aten.permute.default) and root.args[1] == [1, 0]:
-            root = root.args[0]  # type: ignore[assignment]
+            root = root.args[0]
         inner = subgraph([root], self.constants)
         if len(inner) == 1 and isinstance(root.target, torch._ops.OpOverload):
             names = [argument.name for argument in root.target._schema.arguments]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from qcompile.graph import literal, value
 
@@ -66,7 +67,7 @@ def _inline(graph: fx.Graph, piece: fx.GraphModule, arguments: Sequence[fx.Node]
         if node.op == "placeholder":
             copies[node] = next(inputs)
         elif node.op == "output":
-            return fx.node.map_arg(node.args[0], lambda item: copies[item])
+            return map_arg(node.args[0], lambda item: copies[item])
         elif node.op == "get_attr":
             copies[node] = _literal(graph, literal(node))
         else:

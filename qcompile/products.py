@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -152,12 +153,16 @@ def _axis_after_view(before: torch.Size, after: torch.Size, axis: int) -> int | 
     """Where the axis is after a view, if it survives whole with the same dimensions (up to ones) behind it."""
     if axis == len(before) - 1 and len(after) and after[-1] == before[-1]:
         return len(after) - 1
-    kept = [size for size in before if not (isinstance(size, int) and size == 1)]
-    if kept == [size for size in after if not (isinstance(size, int) and size == 1)] and before[axis] != 1:
-        place = sum(1 for size in before[:axis] if not (isinstance(size, int) and size == 1))
-        positions = [index for index, size in enumerate(after) if not (isinstance(size, int) and size == 1)]
-        return positions[place]
+    kept = [size for size in before if not _is_one(size)]
+    if kept == [size for size in after if not _is_one(size)] and not _is_one(before[axis]):
+        place = sum(1 for size in before[:axis] if not _is_one(size))
+        return [index for index, size in enumerate(after) if not _is_one(size)][place]
     return None
+
+
+def _is_one(size: Any) -> bool:
+    """Whether a size is the number 1; a symbolic one counts as larger, without a guard."""
+    return isinstance(size, int) and size == 1
 
 
 def _along(node: fx.Node, dims: int, axis: int, n: int) -> bool:

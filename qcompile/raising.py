@@ -93,9 +93,9 @@ def _shaped_like(graph: fx.Graph, x: fx.Node, like: fx.Node) -> fx.Node:
     return view
 
 
-def _swapped(swap: dict[Any, fx.Node]) -> Callable[[fx.Node], fx.Node]:
-    """An argument map for node_copy that replaces some nodes."""
-    return lambda item: swap.get(item, item)
+def _swapped(old: Any, new: fx.Node) -> Callable[[fx.Node], fx.Node]:
+    """An argument map for node_copy that puts one node in place of another."""
+    return lambda item: new if item is old else item
 
 
 def _replay(graph: fx.Graph, product: Product, node: fx.Node) -> fx.Node:
@@ -105,8 +105,7 @@ def _replay(graph: fx.Graph, product: Product, node: fx.Node) -> fx.Node:
         old = next(iter(old.users))
         if is_call(old, *VIEWS, *CASTS, aten.permute.default):
             source = old.args[0]
-            swap = {source: current}
-            current = graph.node_copy(old, _swapped(swap))
+            current = graph.node_copy(old, _swapped(source, current))
             current.meta = dict(old.meta)
         elif value(old).dtype is not value(current).dtype:
             converted = graph.call_function(prims.convert_element_type.default, (current, value(old).dtype))
