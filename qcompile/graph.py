@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch.fx.node import map_arg
 
+from qcompile.errors import ReleasedWeightError
+
 aten = torch.ops.aten
 prims = torch.ops.prims
 
@@ -37,6 +39,11 @@ class Constant:
         The storage's own address rather than that of its memory, so that a weight stays itself when its memory is released.
         """
         return id(self.tensor), self.tensor._version, self.tensor.untyped_storage()._cdata, self.tensor.storage_offset()
+
+
+def is_released(tensor: Tensor) -> bool:
+    """Whether the tensor's memory was freed by option release."""
+    return tensor.numel() > 0 and tensor.untyped_storage().size() == 0
 
 
 def value(node: fx.Node) -> Any:
@@ -107,7 +114,10 @@ def leaves_of(root: fx.Node, constants: Mapping[fx.Node, Constant]) -> list[fx.N
 
 
 def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]:
-    """Values of `roots` from the values of `feed`; an intermediate is dropped as soon as its last user has run."""
+    """Values of `roots` from the values of `feed`; an intermediate is dropped as soon as its last user has run.
+
+    Raises ReleasedWeightError if a value that is needed has no memory any more; torch's operators would crash.
+    """
     order = subgraph(roots, set(feed))
     uses: dict[fx.Node, int] = {}
     for node in order:
@@ -118,7 +128,11 @@ def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]
     values: dict[fx.Node, Any] = {}
 
     def load(node: fx.Node) -> Any:
-        return feed[node] if node in feed else values[node]
+        if node not in feed:
+            return values[node]
+        if isinstance(feed[node], Tensor) and is_released(feed[node]):
+            raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
+        return feed[node]
 
     with torch.no_grad():
         for node in order:

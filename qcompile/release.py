@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from torch import fx
 
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.graph import Constant, is_call
+from qcompile.graph import Constant, is_call, is_released
 from qcompile.store import STORE
-from qcompile.watch import is_released
 
 log = logging.getLogger(__name__)
 

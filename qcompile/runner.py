@@ -13,12 +13,12 @@ from torch import Tensor, fx
 
 from qcompile.check import disagreement, in_range
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
-from qcompile.graph import Constant, evaluate
+from qcompile.graph import Constant, evaluate, is_released
 from qcompile.kernels import Kernel
 from qcompile.pipeline import GraphSite
 from qcompile.release import release_raw
 from qcompile.store import STORE, Recipe
-from qcompile.watch import Watch, is_released
+from qcompile.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +145,14 @@ def still_read(site: GraphSite, values: Mapping[fx.Node, Tensor], kernel: Kernel
     recheck = site.recheck
     assert recheck is not None
     leaves = [values[node] for node in recheck.origins]
-    for node, leaf in zip(recheck.origins, leaves, strict=True):
-        if is_released(leaf):
-            raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
     proposal = site.proposal
     try:
         with torch.no_grad():
             dense, *read = evaluate([recheck.weight, *recheck.inputs], dict(zip(recheck.sources, leaves, strict=True)))
             operands = proposal.unpack(read)
             wrong = disagreement(dense.t() if recheck.transposed else dense, operands, proposal.group, proposal.codebook)
+    except ReleasedWeightError:
+        raise
     except Exception:  # new shapes or contents that the code itself rejects
         return False
     if wrong is not None or not in_range(operands.codes, proposal.bits, operands.zeros is None):

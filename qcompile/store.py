@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, evaluate, literal, structural_key, subgraph
+from qcompile.graph import Constant, evaluate, is_released, literal, structural_key, subgraph
 from qcompile.memory import retired
-from qcompile.watch import Leaves, is_released
+from qcompile.watch import Leaves
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +86,6 @@ class Recipe:
 class _Entry:
     values: tuple[Tensor, ...]
     leaves: Leaves
-    released: bool = False
 
 
 @dataclass(slots=True)
@@ -136,14 +135,11 @@ class Store:
         """Free the raw weight's memory; results made from it stay, and are found again by the tensor without memory."""
         with self._lock:
             leaf.tensor.untyped_storage().resize_(0)
-            for key in self._of_leaf.get(id(leaf.tensor), ()):
-                if key in self._entries:
-                    self._entries[key].released = True
 
     def clear(self) -> None:
         """Forget every result that can be made again."""
         with self._lock:
-            for key in [key for key, entry in self._entries.items() if not entry.released]:
+            for key in [key for key, entry in self._entries.items() if not entry.leaves.released]:
                 del self._entries[key]
 
 

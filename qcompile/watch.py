@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from qcompile.graph import Constant
+from qcompile.graph import Constant, is_released
 
 _read = operator.attrgetter("value")
 _version = operator.attrgetter("_version")
@@ -37,11 +37,6 @@ def probes(tensor: Tensor) -> list[Any]:
     return [word.from_address(tensor.data_ptr() + place) for place in sorted(places)]
 
 
-def is_released(tensor: Tensor) -> bool:
-    """Whether the tensor's memory was freed by option release."""
-    return tensor.numel() > 0 and tensor.untyped_storage().size() == 0
-
-
 class Leaves:
     """Raw weights as something was derived from them; holds neither them nor their memory alive."""
 
@@ -51,6 +46,11 @@ class Leaves:
         self.tensors = tuple(weakref.ref(leaf.tensor) for leaf in leaves)
         self.storages = tuple(StorageWeakRef(leaf.tensor.untyped_storage()) for leaf in leaves)
         self.content = [_content(leaf.tensor) for leaf in leaves]
+
+    @property
+    def released(self) -> bool:
+        """Whether one of them lives, but has no memory any more."""
+        return any((tensor := reference()) is not None and is_released(tensor) for reference in self.tensors)
 
     def same(self, leaves: Sequence[Constant]) -> bool:
         """Whether these are still the same tensors with the same content, given that their identities are equal."""
