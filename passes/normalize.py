@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from qcompile.graph import aten, constant_nodes, is_call, leaves_of, value
 from qcompile.pipeline import Pass, State
@@ -57,7 +58,7 @@ class _Emit:
 
     def __call__(self, target: Any, *args: Any) -> fx.Node:
         node = self.graph.call_function(target, args)
-        fakes = fx.node.map_arg(args, value)
+        fakes = map_arg(args, value)
         if self.mode is not None:
             with self.mode:
                 node.meta["val"] = target(*fakes)
