@@ -2,7 +2,7 @@
 
 import hashlib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,11 @@ def is_released(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and tensor.untyped_storage().size() == 0
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether the node is a symbolic size."""
+    return isinstance(value(node), torch.SymInt)
+
+
 def value(node: fx.Node) -> Any:
     """The node's fake value (shape, dtype, device)."""
     return node.meta.get("val")
@@ -87,8 +92,10 @@ def constant_nodes(graph: fx.Graph, constants: Mapping[fx.Node, Constant]) -> se
     return known
 
 
-def subgraph(roots: Iterable[fx.Node], stop: Mapping[fx.Node, Any] | set[fx.Node]) -> list[fx.Node]:
-    """The roots and their ancestors down to (and without) the nodes in `stop`, each after its arguments."""
+def subgraph(
+    roots: Iterable[fx.Node], stop: Mapping[fx.Node, Any] | set[fx.Node], leave: Callable[[fx.Node], bool] = lambda _: False
+) -> list[fx.Node]:
+    """The roots and their ancestors down to (and without) the nodes in `stop` or with `leave`, each after its arguments."""
     order: list[fx.Node] = []
     seen: set[fx.Node] = set(stop)
     stack: list[tuple[fx.Node, bool]] = [(root, False) for root in reversed(list(roots))]
@@ -98,6 +105,8 @@ def subgraph(roots: Iterable[fx.Node], stop: Mapping[fx.Node, Any] | set[fx.Node
             order.append(node)
         elif node not in seen:
             seen.add(node)
+            if leave(node):
+                continue
             stack.append((node, True))
             stack.extend((parent, False) for parent in reversed(node.all_input_nodes))
     return order
@@ -116,9 +125,9 @@ def leaves_of(root: fx.Node, constants: Mapping[fx.Node, Constant]) -> list[fx.N
 def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]:
     """Values of `roots` from the values of `feed`; an intermediate is dropped as soon as its last user has run.
 
-    Raises ReleasedWeightError if a value that is needed has no memory any more; torch's operators would crash.
+    Symbolic sizes count with the hint they were traced with. Raises ReleasedWeightError if a value that is needed has no memory any more; torch's operators would crash.
     """
-    order = subgraph(roots, set(feed))
+    order = subgraph(roots, set(feed), is_size)
     uses: dict[fx.Node, int] = {}
     for node in order:
         for parent in node.all_input_nodes:
@@ -129,7 +138,7 @@ def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]
 
     def load(node: fx.Node) -> Any:
         if node not in feed:
-            return values[node]
+            return hint(value(node)) if is_size(node) else values[node]
         if isinstance(feed[node], Tensor) and is_released(feed[node]):
             raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
         return feed[node]
