@@ -2,7 +2,7 @@
 //
 // The integer (word & mask of a code) is u * 2^place, so the x of that k is multiplied by 2^-place beforehand (exact) and
 // no shift is needed; only the code that reaches the sign bit is shifted down. 8-bit codes are made unsigned by flipping
-// their sign bits, which adds 128 to the zero point.
+// their sign bits.
 // With kRounded, x is rounded to 8 bit first and multiplied as the float32 numbers that the codes stand for.
 // Sums are kept for at most 128 values of k before they are scaled and added to the total, which bounds the rounding error.
 #pragma once
@@ -17,7 +17,6 @@ struct FloatBody {
   static constexpr int64_t kMostRows = kRows;
   static constexpr int kLineK = 32 / kBits;
   static constexpr int64_t kRunLines = 128 / kLineK;  // lines summed before scaling
-  static constexpr int32_t kFlipped = kBits == 8 ? 128 : 0;
 
   static int64_t parts(Dtype) { return 1; }
 
@@ -34,8 +33,13 @@ struct FloatBody {
   template <int K>
   static inline Floats decode(const Words& word) {
     constexpr uint32_t kCode = (1u << kBits) - 1;
-    if constexpr (reaches_sign(K)) return to_floats(same_bits<Ints>(word >> (32 - kBits)));
-    return to_floats(same_bits<Ints>(word & (kCode << (place(K) & 31))));
+    if constexpr (reaches_sign(K)) {
+      if constexpr (kBits == 8) return to_floats(same_bits<Ints>(word) >> 24);
+      return to_floats(same_bits<Ints>(word >> (32 - kBits)));
+    }
+    const Floats code = to_floats(same_bits<Ints>(word & (kCode << (place(K) & 31))));
+    // The sign bit of an 8-bit code was flipped: codes + 128. It leaves at once, since small codes would drown in it.
+    return kBits == 8 ? code - static_cast<float>(uint64_t{128} << place(K)) : code;
   }
 
   template <int R, int K>
@@ -58,7 +62,7 @@ struct FloatBody {
     Words words[kParts];
     QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
       words[part] = load<Words>(line + part * kWidth * 4);
-      if constexpr (kFlipped != 0) words[part] ^= 0x80808080u;
+      if constexpr (kBits == 8) words[part] ^= 0x00808080u;
     }
     (add_products<R, K>(words, x, sum[K % chains<R>()]), ...);
   }
@@ -77,7 +81,7 @@ struct FloatBody {
         for (int part = 0; part < kParts; ++part) {
           const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
           scale[part] = load_scales(weight, meta);
-          zero[part] = load_zeros(weight, meta, kFlipped, kBits == 4 ? 8 : 0);
+          zero[part] = load_zeros(weight, meta, kBits == 4 ? 8 : 0);
         }
         for (int64_t run = 0; run < runs; ++run) {
           Floats sum[chains<R>()][R][kParts];

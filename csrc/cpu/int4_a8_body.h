@@ -54,7 +54,7 @@ struct Int4A8Body {
         for (; l < group_lines; ++l) add_line(0);
         QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
           const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
-          const Floats scale = load_scales(weight, meta), zero = load_zeros(weight, meta, 0, 8);
+          const Floats scale = load_scales(weight, meta), zero = load_zeros(weight, meta, 8);
           QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
             Ints all_chains = sum[0][r][part];
             if constexpr (kChains > 1) all_chains += sum[1][r][part];

@@ -71,7 +71,7 @@ struct Int8Body {
               if (row_zero[r] != 0) all_chains -= load<Ints>(weight.sums + meta * 4) * row_zero[r];
             }
             Floats product = to_floats(all_chains);
-            if (weight.zeros != nullptr) product -= load_zeros(weight, meta, 0, 0) * all(sums[g * R + r]);
+            if (weight.zeros != nullptr) product -= load_zeros(weight, meta, 0) * all(sums[g * R + r]);
             total[r][part] += scale * product;
           }
         }

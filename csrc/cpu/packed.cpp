@@ -45,6 +45,14 @@ int64_t first_outside(const PackedShape& shape, const int8_t* codes, int64_t row
   return -1;
 }
 
+// FNV-1a over the fields of a header; http://www.isthe.com/chongo/tech/comp/fnv
+uint32_t header_check(const PackedHeader& header) {
+  const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(&header);
+  uint32_t hash = 2166136261u;
+  for (size_t i = 0; i < offsetof(PackedHeader, check); ++i) hash = (hash ^ bytes[i]) * 16777619u;
+  return hash;
+}
+
 struct GroupPlace {
   int64_t row, from, to;  // of the codes
   uint8_t* out;           // this output's word in the group's first line
@@ -110,6 +118,7 @@ void write_header(const PackedShape& shape, uint8_t* packed) {
   header.k = shape.k;
   header.group = shape.group;
   header.total_bytes = shape.total_bytes();
+  header.check = header_check(header);
   std::memcpy(packed, &header, sizeof header);
 }
 
@@ -159,9 +168,10 @@ const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, PackedWe
   std::memcpy(&header, packed, sizeof header);
   if (std::memcmp(header.magic, kPackedMagic, sizeof kPackedMagic) != 0) return "it does not begin with the magic number of packed weights";
   if (header.layout != kPackedLayout) return "it was packed in the layout of another qcompile version";
-  if (header.bits != bits) return header.bits == 4 ? "it holds 4-bit weights" : "it holds 8-bit weights";
   constexpr int64_t kMost = int64_t{1} << 40;
   const char* const damaged = "its header is damaged";
+  if (header.check != header_check(header)) return damaged;
+  if (header.bits != bits) return header.bits == 4 ? "it holds 4-bit weights" : "it holds 8-bit weights";
   if (header.n < 1 || header.k < 1 || header.group < 1 || header.n > kMost || header.group > header.k || header.scale_kind > 2 ||
       header.has_zeros > 1 || header.k > kMost / header.n)
     return damaged;

@@ -37,7 +37,8 @@ struct PackedHeader {
   uint8_t scale_kind;
   uint8_t has_zeros;
   int64_t n, k, group, total_bytes;
-  uint32_t reserved[4];
+  uint32_t check;  // a hash of everything above
+  uint32_t reserved[3];
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is one line");
 

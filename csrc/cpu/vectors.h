@@ -53,13 +53,13 @@ inline Floats load_scales(const PackedWeight& weight, int64_t at) {
   return scales;
 }
 
-// Zero points plus `base`; `absent` where the weight keeps none.
-inline Floats load_zeros(const PackedWeight& weight, int64_t at, int32_t base, int32_t absent) {
-  if (weight.zeros == nullptr) return all(static_cast<float>(absent + base));
+// Zero points; `absent` where the weight keeps none.
+inline Floats load_zeros(const PackedWeight& weight, int64_t at, int32_t absent) {
+  if (weight.zeros == nullptr) return all(static_cast<float>(absent));
   Ints zeros;
   for (int i = 0; i < kWidth; ++i)
     zeros[i] = weight.shape.bits == 4 ? weight.zeros[at + i] : static_cast<int8_t>(weight.zeros[at + i]);
-  return to_floats(zeros + base);
+  return to_floats(zeros);
 }
 
 // One block of one row: bias, rounding to the dtype, and no more than n columns.

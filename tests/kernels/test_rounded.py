@@ -1,0 +1,171 @@
+"""W8A8 and W4A8 at every level of this machine: x rounded as ActivationQuant says, then products against float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.native_weights import (
+    EVERY_DTYPE,
+    EVERY_LEVEL,
+    LEVELS,
+    ROWS,
+    TOLERANCE,
+    Weight,
+    activations,
+    expected,
+    relative_error,
+    require_kernels,
+    tolerance,
+    weight,
+    weighted_error,
+)
+from torch import Tensor
+
+from qcompile.meaning import ActivationQuant
+from qcompile.targets.native import ROUNDINGS
+
+SHAPES = ((1, 1, 1), (15, 9, 9), (17, 96, 32), (32, 384, 128), (33, 257, 257), (40, 60, 20), (5, 1100, 1100))
+TOKEN = (ActivationQuant("token", 127.5, -128), ActivationQuant("token", 127.0, -127))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels() -> None:
+    require_kernels()
+
+
+def product(
+    w: Weight,
+    x: Tensor,
+    rounding: ActivationQuant,
+    *,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    perm: Tensor | None = None,
+    bias: Tensor | None = None,
+    level: int = -1,
+) -> Tensor:
+    op = torch.ops.qcompile.native_int4_a8_linear if w.bits == 4 else torch.ops.qcompile.native_int8_linear
+    y: Tensor = op(
+        x,
+        w.pack(),
+        perm,
+        bias,
+        scale,
+        zero,
+        w.n,
+        w.k,
+        w.group,
+        ROUNDINGS[rounding.kind],
+        rounding.divisor,
+        float(rounding.low),
+        rounding.arithmetic == "input",
+        level=level,
+    )
+    return y
+
+
+def rounded(x: Tensor, rounding: ActivationQuant, scale: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
+    """x as the kernels see it: in float32 arithmetic the codes times the step are not rounded to the dtype of x again."""
+    if rounding.arithmetic == "input":
+        return rounding.apply(x, scale, zero)
+    return rounding.apply(x.float(), scale, zero)
+
+
+@pytest.mark.parametrize("bits", (4, 8))
+@pytest.mark.parametrize("rounding", TOKEN, ids=lambda r: r.spec)
+@EVERY_DTYPE
+@EVERY_LEVEL
+def test_per_token(level: int, dtype: torch.dtype, rounding: ActivationQuant, bits: int) -> None:
+    for n, k, group in SHAPES:
+        for zeros in (False, True):
+            w = weight(n, k, group, bits=bits, zeros=zeros, seed=n)
+            for m in ROWS:
+                x = activations(m, k, dtype, seed=m)
+                y = product(w, x, rounding, level=level)
+                assert y.shape == (m, n)
+                error = weighted_error(y, rounded(x, rounding), w)
+                assert error <= tolerance(dtype, y.numel()), (n, k, group, zeros, m, error)
+
+
+@pytest.mark.parametrize("arithmetic", ("float32", "input"))
+@pytest.mark.parametrize("zeros", (False, True), ids=("symmetric", "zeros"))
+@EVERY_DTYPE
+@EVERY_LEVEL
+def test_every_kind(level: int, dtype: torch.dtype, zeros: bool, arithmetic: str) -> None:
+    w = weight(37, 320, 64, bits=8, zeros=zeros)
+    x = activations(7, 320, dtype)
+    bias = torch.randn(37)
+    perm = torch.randperm(320)
+    for kind in ("token", "token_asymmetric", "tensor"):
+        rounding = ActivationQuant(kind, arithmetic=arithmetic)
+        scale = torch.tensor([0.11], dtype=dtype) if kind == "tensor" else None
+        for zero in (None, torch.tensor([-7.0])) if kind == "tensor" else (None,):
+            y = product(w, x, rounding, scale=scale, zero=zero, perm=perm, bias=bias, level=level)
+            wanted = expected(rounded(x, rounding, scale, zero), w, perm, bias)
+            # In "input" arithmetic the canonical x' is rounded once more to the dtype of x, which the kernels leave out.
+            assert relative_error(y, wanted) <= TOLERANCE[dtype] * (2 if arithmetic == "input" else 1), (kind, zero)
+
+
+@EVERY_LEVEL
+def test_one_sided_rows(level: int) -> None:
+    """All positive, all negative, all zero: the zero point of asymmetric rounding is then at an end, or the scale zero."""
+    w = weight(16, 64, 64, bits=8)
+    x = activations(4, 64, torch.float32)
+    x[0].abs_()
+    x[1] = -x[1].abs()
+    x[2] = 0.0
+    for kind in ("token", "token_asymmetric"):
+        rounding = ActivationQuant(kind)
+        y = product(w, x, rounding, level=level)
+        assert relative_error(y, expected(rounding.apply(x), w)) <= 1e-6
+        assert bool((y[2] == 0).all())
+
+
+@pytest.mark.parametrize("group", (16, 32, 128, 384))
+@EVERY_LEVEL
+def test_w4a8_per_group(level: int, group: int) -> None:
+    w = weight(33, 384, group, zeros=True)
+    for m in (1, 4, 13, 25):
+        x = activations(m, 384, torch.float32)
+        op = torch.ops.qcompile.native_int4_a8_linear
+        y = op(x, w.pack(), None, None, None, None, 33, 384, group, ROUNDINGS["group"], 127.0, -127.0, False, level=level)
+        by_group = ActivationQuant("token", 127.0, -127).apply(x.reshape(m, -1, group)).reshape(m, 384)
+        assert relative_error(y, expected(by_group, w)) <= 1e-6
+
+
+@EVERY_LEVEL
+def test_largest_sums_do_not_overflow(level: int) -> None:
+    """The longest group there may be, with every factor at its end."""
+    k = 65536
+    w = Weight(torch.full((16, k), -128, dtype=torch.int8), torch.full((16, 1), 2.0**-20), None, k, 8)
+    x = torch.ones(2, k)
+    x[1] = -1.0
+    for rounding in (ActivationQuant("token", 127.0, -127), ActivationQuant("token_asymmetric")):
+        y = product(w, x, rounding, level=level)
+        assert relative_error(y, expected(rounding.apply(x), w)) <= 1e-6
+
+
+@pytest.mark.parametrize("bits", (4, 8))
+@EVERY_LEVEL
+def test_nan_and_infinity_stay_in_their_rows(level: int, bits: int) -> None:
+    w = weight(16, 64, 64, bits=bits)
+    x = activations(3, 64, torch.bfloat16)
+    clean = product(w, x, TOKEN[0], level=level)
+    x[1, 5], x[2, 7] = float("nan"), float("inf")
+    y = product(w, x, TOKEN[0], level=level)
+    assert torch.equal(y[0], clean[0])
+    assert bool(torch.isnan(y[1:]).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_and_group(data: st.DataObject) -> None:
+    bits = data.draw(st.sampled_from((4, 8)), "bits")
+    n, k, m = data.draw(st.integers(1, 70), "n"), data.draw(st.integers(1, 300), "k"), data.draw(st.integers(0, 30), "m")
+    group = data.draw(st.integers(1, k), "group")
+    kind = data.draw(st.sampled_from(("token",) if bits == 4 else ("token", "token_asymmetric")), "kind")
+    w = weight(n, k, group, bits=bits, zeros=data.draw(st.booleans(), "zeros"), seed=data.draw(st.integers(0, 99), "seed"))
+    x = activations(m, k, torch.float32)
+    rounding = ActivationQuant(kind)
+    y = product(w, x, rounding, level=data.draw(st.integers(0, len(LEVELS) - 1), "level"))
+    assert weighted_error(y, rounding.apply(x), w) <= 1e-6

@@ -1,0 +1,135 @@
+"""The rows of target `native`: what they take and refuse, and that pack_linear computes what the meaning says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.native_weights import activations, require_kernels
+
+from qcompile.errors import KernelRefusedError
+from qcompile.kernels import Reasons, Site, find, pack_linear
+from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
+from qcompile.platform import platform
+from qcompile.targets.native import a8_group
+
+SITE = Site(n=32, k=256, bits=4, group=128)
+TOKEN = ActivationQuant("token")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels() -> None:
+    require_kernels()
+
+
+def refusals(kernel: str, site: Site) -> Reasons:
+    return find(f"native.{kernel}").refuses(site)
+
+
+def test_they_run_here() -> None:
+    for name in ("int4", "int8", "int8_a16", "int4_a8"):
+        assert find(f"native.{name}").missing(platform()) == ()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "site"),
+    [
+        ("int4", SITE),
+        ("int4", replace(SITE, bits=3, symmetric=False, zero_range=(0, 16), act_order=True, has_bias=True)),
+        ("int8_a16", replace(SITE, bits=8)),
+        ("int8_a16", replace(SITE, bits=5, symmetric=False, zero_range=(0, 32))),
+        ("int8", replace(SITE, bits=8, group=256, activation=TOKEN)),
+        ("int8", replace(SITE, bits=8, activation=ActivationQuant("token_asymmetric"))),
+        ("int8", replace(SITE, bits=8, activation=ActivationQuant("tensor"))),
+        ("int8", replace(SITE, bits=8, allow_a8=True)),
+        ("int4_a8", replace(SITE, activation=TOKEN)),
+        ("int4_a8", replace(SITE, allow_a8=True)),
+    ],
+)
+def test_takes(kernel: str, site: Site) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert refusals(kernel, replace(site, dtype=dtype)) == ()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "site", "reason"),
+    [
+        ("int4", replace(SITE, bits=8), "takes weights of up to 4 bits, got 8"),
+        ("int4", replace(SITE, activation=TOKEN), "does not quantize activations, this linear wants token/127.5/-128"),
+        ("int4", replace(SITE, codebook="e2m1"), "takes integer codes, these index the code book 'e2m1'"),
+        ("int4", replace(SITE, device="cuda"), "runs on the CPU, this linear is on cuda"),
+        ("int4", replace(SITE, zero_range=(-1, 3)), "takes zero points of 0 to 16, got -1 to 3"),
+        ("int4", replace(SITE, dtype=torch.float64), "takes bfloat16, float16 or float32 activations, got torch.float64"),
+        ("int8", replace(SITE, bits=8, k=1 << 17, group=1 << 17, activation=TOKEN), "takes groups of up to 65536, got 131072"),
+        (
+            "int8",
+            replace(SITE, bits=8),
+            "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)",
+        ),
+        (
+            "int4_a8",
+            SITE,
+            "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)",
+        ),
+        (
+            "int4_a8",
+            replace(SITE, activation=ActivationQuant("tensor")),
+            "rounds activations per token or per group, this linear wants tensor",
+        ),
+        (
+            "int4_a8",
+            replace(SITE, k=300, group=300, allow_a8=True),
+            "rounds activations in groups of 16 to 128, which must divide the weight's group of 300",
+        ),
+    ],
+)
+def test_refuses_with_one_reason(kernel: str, site: Site, reason: str) -> None:
+    assert refusals(kernel, site) == (reason,)
+
+
+def test_groups_of_rounded_x_divide_the_weights() -> None:
+    assert [a8_group(replace(SITE, k=4096, group=g)) for g in (32, 128, 256, 4096, 192)] == [32, 128, 128, 128, 64]
+    assert a8_group(replace(SITE, k=4096, group=4096, activation=TOKEN)) == 4096
+
+
+def quantized(bits: int, group: int, *, zeros: bool, perm: bool) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(bits)
+    low = 0 if zeros and bits < 8 else -(1 << (bits - 1))
+    codes = torch.randint(low, low + (1 << bits), (48, 256), generator=generator).to(torch.int8)
+    points = torch.randint(low, low + (1 << bits), (48, 256 // group), generator=generator).to(torch.int8)
+    scales = torch.rand(48, 256 // group, generator=generator) + 0.1
+    order = torch.randperm(256, generator=generator) if perm else None
+    return QuantizedWeight(codes, scales, points if zeros else None, bits, group, order)
+
+
+@pytest.mark.parametrize("perm", (False, True), ids=("in order", "act-order"))
+@pytest.mark.parametrize("zeros", (False, True), ids=("symmetric", "zeros"))
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_pack_linear(bits: int, zeros: bool, perm: bool) -> None:
+    weight = quantized(bits, 64, zeros=zeros, perm=perm)
+    bias = torch.randn(48)
+    x = activations(6, 256, torch.float32).reshape(2, 3, 256)
+    wanted = torch.nn.functional.linear(x, weight.dequantize(), bias)
+    for name in ("int4", "int8_a16") if bits <= 4 else ("int8_a16",):
+        assert sqnr_db(wanted, pack_linear(weight, f"native.{name}", torch.float32, bias)(x)) > 110
+    rounded = torch.nn.functional.linear(TOKEN.apply(x), weight.dequantize(), bias)
+    for name in ("int8", "int4_a8") if bits <= 4 else ("int8",):
+        call = pack_linear(weight, f"native.{name}", torch.float32, bias, activation=TOKEN)
+        assert sqnr_db(rounded, call(x)) > 110
+        call = pack_linear(weight, f"native.{name}", torch.float32, bias, activation=ActivationQuant(), allow_a8=True)
+        plain = torch.randn(3, 256, generator=torch.Generator().manual_seed(9))
+        assert sqnr_db(torch.nn.functional.linear(plain, weight.dequantize(), bias), call(plain)) > 40
+
+
+def test_pack_linear_static() -> None:
+    weight = quantized(8, 256, zeros=False, perm=True)
+    x = activations(5, 256, torch.bfloat16)
+    for zero in (None, torch.tensor([4], dtype=torch.int8)):
+        rounding, scale = ActivationQuant("tensor"), torch.tensor([0.13])
+        call = pack_linear(weight, "native.int8", activation=rounding, act_scale=scale, act_zero=zero)
+        wanted = torch.nn.functional.linear(rounding.apply(x.float(), scale, zero), weight.dequantize())
+        assert sqnr_db(wanted, call(x)) > 50
+
+
+def test_pack_linear_says_why_not() -> None:
+    with pytest.raises(KernelRefusedError, match="takes weights of up to 4 bits, got 8"):
+        pack_linear(quantized(8, 64, zeros=False, perm=False), "native.int4")
