@@ -28,7 +28,6 @@ class Options:
     release     free the raw weights of the eager module once they are packed
     check       debugging: run the graph after every pass and compare with the one before
     fuel        debugging: rewrite only the first `fuel` sites (bisects a wrong result); None: all
-    cache_dir   folder in which packed weights are kept between runs, or None
     """
 
     kernels: tuple[str, ...] = ()
@@ -42,7 +41,6 @@ class Options:
     release: bool = False
     check: bool = False
     fuel: int | None = None
-    cache_dir: Path | None = None
 
 
 def resolve(given: Mapping[str, Any] | None = None) -> Options:
@@ -138,5 +136,4 @@ PARSERS: dict[str, Callable[[str, object], Any]] = {
     "release": _flag,
     "check": _flag,
     "fuel": _count,
-    "cache_dir": _folder,
 }
