@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 from qcompile.graph import aten, constant_nodes, is_call, leaves_of, value
@@ -43,7 +44,7 @@ def _is_nothing(node: fx.Node) -> bool:
         source = node.args[0]
         return (
             isinstance(source, fx.Node)
-            and value(source).shape == value(node).shape
+            and _same_shape(source, node)
             and not any(user.op == "output" for user in node.users)
         )
     return False
@@ -108,7 +109,7 @@ def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] 
     added, left, right = cast(tuple[fx.Node, fx.Node, fx.Node], node.args[:3])
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     plain = alpha == 1 and beta == 1 and node.target is aten.addmm.default
-    if (left in constant) == (right in constant) or (plain and right in constant and value(added).dim() <= 1):
+    if (_unrepeated(left) in constant) == (_unrepeated(right) in constant) or (plain and right in constant and value(added).dim() <= 1):
         return None
     product = aten.mm.default if node.target is aten.addmm.default else aten.bmm.default
 
@@ -125,11 +126,11 @@ def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] 
 
 
 def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | None:
-    left, right = node.args
+    left, right = (_unrepeated(item) for item in node.args)
     if right in constant and left not in constant:
-        x, weight, swapped = left, right, False
+        x, weight, swapped = node.args[0], right, False
     elif left in constant and right not in constant:
-        x, weight, swapped = right, left, True
+        x, weight, swapped = node.args[1], left, True
     else:
         return None
     single = _one_matrix(weight)
@@ -150,10 +151,15 @@ def _bmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] | 
     return emit
 
 
+def _unrepeated(weight: Any) -> Any:
+    """The matrix behind its expansion to a batch (whose size may be symbolic, so that the batch itself is no constant)."""
+    while _repeats(weight) or (is_call(weight, aten.view.default) and _same_shape(weight, weight.args[0])):
+        weight = weight.args[0]
+    return weight
+
+
 def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
     """How to get the one matrix that a batch repeats, or None if the batch holds different ones."""
-    while _repeats(weight) or (is_call(weight, aten.view.default) and value(weight).shape == value(weight.args[0]).shape):
-        weight = weight.args[0]
     if value(weight).dim() == 2:
         return lambda _: weight
     if value(weight).shape[0] != 1:
@@ -162,6 +168,12 @@ def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
         inner = weight.args[0]
         return lambda _: inner
     return lambda call: call(aten.squeeze.dim, weight, 0)
+
+
+def _same_shape(left: Any, right: Any) -> bool:
+    """Whether two values have the same shape whatever the symbolic sizes are; asking adds no guard."""
+    first, second = value(left).shape, value(right).shape
+    return len(first) == len(second) and all(statically_known_true(a == b) for a, b in zip(first, second, strict=True))
 
 
 def _repeats(weight: Any) -> bool:
