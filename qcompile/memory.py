@@ -67,3 +67,19 @@ def _reserve(start: int, size: int) -> bool:
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
     return bool(libc.mmap(start, size, PROT_NONE, flags, -1, 0) == start)
+
+
+def forget(tensor: Tensor) -> None:
+    """Give back the pages of a CPU tensor's storage that nobody will read again, without freeing it; its content becomes zero.
+
+    For storage that a library handed out and never frees. Only pages that lie wholly inside are returned, so it is harmless if the
+    storage is freed after all: an allocator's own records lie outside. madvise(2), MADV_DONTNEED; nothing happens off Linux.
+    """
+    if sys.platform != "linux":
+        return
+    start, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        libc = ctypes.CDLL(None)
+        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        libc.madvise(first, last - first, mmap.MADV_DONTNEED)

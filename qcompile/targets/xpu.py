@@ -12,6 +12,7 @@ from qcompile.meaning import Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
 from qcompile.targets.binding import Foreign, empty_output, no_rows
+from qcompile.targets.nibbles import nibbles
 
 SYMMETRIC_ZERO = 8  # unsigned nibbles of a symmetric weight are code + 8
 # Estimates: a decode step near the memory's speed, a prefill at half of the matrix engines' rate. The torch operator has no bias.
@@ -63,7 +64,6 @@ def refuses(site: Site) -> Reasons:
         (site.device == "xpu", f"runs on an XPU, this linear is on {site.device}"),
         (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
         (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
-        (site.k % 32 == 0, f"takes K in multiples of 32, got K={site.k}"),
         (site.group % 32 == 0, f"takes groups in multiples of 32, got {site.group}"),
         (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
@@ -71,12 +71,6 @@ def refuses(site: Site) -> Reasons:
         (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
         (low >= 0 and high <= 15, f"keeps zero points in 4 bits (0 to 15), got {low} to {high}"),
     )
-
-
-def nibbles(values: Tensor) -> Tensor:
-    """int8 values 0 .. 15 [R, C], C % 8 == 0 -> int32 [R, C/8], the lowest nibble first (little-endian machines)."""
-    pairs = values[:, 0::2] | (values[:, 1::2] << 4)
-    return pairs.contiguous().view(torch.int32)
 
 
 def unsigned(weight: Operands) -> Tensor:

@@ -3,7 +3,7 @@
 Found by running zentorch 2.13.0.2: both operators reject an input without rows, and answer a row that holds NaN or infinity
 with numbers. float16 scales are read as bfloat16 without an error, so they are converted when packing. dynamic_qlinear is
 wrong for one row when K > 1024, K % 4 != 0 and N % 16 != 0. Both keep a reordered copy of the weight for the life of the
-process, found again by its address and shape; `zentorch_prepack` explains how dynamic_qlinear gets by without.
+process, found again by its address and shape; `zentorch_prepack` shows how dynamic_qlinear gets by without.
 """
 
 import torch
@@ -32,11 +32,6 @@ def _qlinear_fake(input: Tensor, weight: Tensor, *_: object, **__: object) -> Te
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
-def _repack_fake(unpacked_weight: Tensor) -> Tensor:
-    n, k = unpacked_weight.shape
-    return unpacked_weight.new_empty((n, k // 8), dtype=torch.int32)
-
-
 WOQ = Foreign(
     "zentorch",
     "zentorch_woq_linear",
@@ -44,7 +39,6 @@ WOQ = Foreign(
     "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? weight_zero_points, Tensor? bias) -> Tensor",
     _woq_fake,
 )
-REPACK = Foreign("zentorch", "zentorch_woq_repack_weight", ("unpacked_weight",), "(Tensor unpacked_weight) -> Tensor", _repack_fake)
 QLINEAR = Foreign(
     "zentorch",
     "zentorch_dynamic_qlinear",
@@ -92,7 +86,7 @@ def pack_woq(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 
     With zero points the operator reads nibbles as 0 .. 15, without them as -8 .. 7; the canonical codes have the same signs.
     """
-    packed = [REPACK(unpacked_weight=weight.codes), readable_scales(weight.scales, site).t().contiguous()]
+    packed = [zentorch_prepack.repack(weight.codes), readable_scales(weight.scales, site).t().contiguous()]
     if weight.zeros is not None:
         packed.append(weight.zeros.t().contiguous())
     return (*packed, *_rest(weight))
@@ -175,7 +169,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel(
         name="zentorch.woq_linear",
-        missing=lambda where: missing(where, WOQ, REPACK),
+        missing=lambda where: missing(where, WOQ, zentorch_prepack.REPACK),
         refuses=refuses_woq,
         pack=pack_woq,
         call=call_woq,

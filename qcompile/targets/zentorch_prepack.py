@@ -1,12 +1,15 @@
-"""int8 weights in the order that zentorch's dynamic_qlinear computes with, so that it keeps no second copy of them.
+"""Weights in zentorch's own order, in memory that is ours: the library's packing operators never free what they return.
 
 Given plain int8 codes, dynamic_qlinear reorders them at the first call and keeps the result, found by address, until the
 process ends: twice the memory while the model lives, and once after it is gone. `zentorch_weight_prepack_for_dynamic_qlinear`
-returns the reordered weight instead. Two traps, both measured with 2.13.0.2:
+returns the reordered weight instead. Traps, all measured with 2.13.0.2:
 
 - The result's shape is [N, K], but its storage is longer: sums of the rows stand behind. Whoever clones the tensor loses them
   and reads foreign memory. The operator here returns the whole storage, as a flat tensor that may be copied.
 - Above K = 2048 the order is not the one the product reads: silently wrong (-14 dB). There the plain codes are used.
+- Neither this nor `zentorch_woq_repack_weight` frees its result, ever. The operators here copy it and give the pages back.
+
+woq_linear has no prepacked form: it keeps a reordered copy beside the packed weight, also after the weight is gone.
 """
 
 from functools import cache
@@ -17,8 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
 from qcompile.meaning import ActivationQuant, sqnr_db
+from qcompile.memory import forget
 from qcompile.ops import LIBRARY
 from qcompile.targets.binding import Foreign
+from qcompile.targets.nibbles import nibbles
 
 LARGEST_K = 2048
 SMALLEST_N = 16
@@ -29,6 +34,9 @@ def _same_shape(weight: Tensor, *_: object, **__: object) -> Tensor:
 
 
 PREPACK = Foreign("zentorch", "zentorch_weight_prepack_for_dynamic_qlinear", ("weight",), "(Tensor weight) -> Tensor", _same_shape)
+
+
+REPACK = Foreign("zentorch", "zentorch_woq_repack_weight", ("unpacked_weight",), "(Tensor unpacked_weight) -> Tensor", nibbles)
 
 
 def stored_bytes(n: int, k: int) -> int:
@@ -42,7 +50,9 @@ def _prepack(codes: Tensor) -> Tensor:
     size, expected = packed.untyped_storage().nbytes(), stored_bytes(*codes.shape)
     if size != expected:
         raise RuntimeError(f"zentorch prepacked {list(codes.shape)} into {size} bytes, qcompile knows a layout of {expected}")
-    return packed.as_strided((size,), (1,)).clone()
+    ours = packed.as_strided((size,), (1,)).clone()
+    forget(packed)
+    return ours
 
 
 def _prepack_fake(codes: Tensor) -> Tensor:
@@ -50,11 +60,35 @@ def _prepack_fake(codes: Tensor) -> Tensor:
     return codes.new_empty((stored_bytes(n, k),))
 
 
+def _repack(codes: Tensor) -> Tensor:
+    """codes int8 [N, K], K % 8 == 0 -> int32 [N, K/8]; the same layout in plain torch where the library is absent."""
+    if REPACK.live() is None:
+        return nibbles(codes)
+    packed = REPACK(unpacked_weight=codes)
+    ours = packed.clone()
+    forget(packed)
+    return ours
+
+
+def _repack_fake(codes: Tensor) -> Tensor:
+    n, k = codes.shape
+    return codes.new_empty((n, k // 8), dtype=torch.int32)
+
+
 _library: Any = LIBRARY
+_library.define("zentorch_woq_repack_weight(Tensor codes) -> Tensor")
+_library.impl("zentorch_woq_repack_weight", _repack, "CPU")
 _library.define("zentorch_prepack(Tensor codes) -> Tensor")
 _library.impl("zentorch_prepack", _prepack, "CPU")
 _torch_library: Any = torch.library
+_torch_library.register_fake("qcompile::zentorch_woq_repack_weight", _repack_fake, lib=LIBRARY)
 _torch_library.register_fake("qcompile::zentorch_prepack", _prepack_fake, lib=LIBRARY)
+
+
+def repack(codes: Tensor) -> Tensor:
+    """The canonical codes int8 [N, K] as nibbles int32 [N, K/8]."""
+    packed: Tensor = torch.ops.qcompile.zentorch_woq_repack_weight.default(codes)
+    return packed
 
 
 def prepack(codes: Tensor) -> Tensor:
@@ -86,6 +120,7 @@ def _right(n: int, k: int, m: int, operator: Foreign, rounding: ActivationQuant)
     codes = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator)
     x = torch.randn(m, k, generator=generator)
     try:
+        _prepack(codes)  # twice, because nothing may depend on the first one's pages
         weight = _prepack(codes).as_strided((n, k), (k, 1))
         y = operator(input=x, weight=weight, weight_scales=torch.ones(n), bias=None, is_weight_prepacked=True)
     except RuntimeError:
