@@ -80,10 +80,10 @@ def run(output: Path, size: str, tokens: int, bench: bool) -> None:
     for name, found in reports.items():
         CONSOLE.print()
         CONSOLE.print(f"[bold]{schemes.TITLES[name]}[/]")
-        found.print(CONSOLE)
+        found.print(CONSOLE, refused=name in schemes.EXPLAINED)
     if bench:
         heading("Latency and memory, prompt of 128 tokens, 16 new ones")
-        latency_and_memory({schemes.TITLES[name]: folder for name, folder in folders.items()}, prompt_tokens=128, tokens=16)
+        latency_and_memory(folders, prompt_tokens=128, tokens=16)
 
 
 def dense_logits(folder: Path, ids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ TITLES = {
     "w4a16-asym": "W4A16, group 32, asymmetric",
     "w8a8": "W8A8, per channel, dynamic per token",
 }
+EXPLAINED = ("w4a16", "w8a8")  # the asymmetric one's refused kernels are nearly those of w4a16
 
 
 def folder_of(output: Path, model: str, scheme: str) -> Path:

@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
+from rich.table import Table
 
-from qcompile.cli.bench_command import measured, table
+from qcompile.cli.bench_command import TIMES, measured
+from qcompile.report_text import megabytes
 
 CONSOLE = Console()
-WAYS = ("qcompile", "eager", "inductor")
+BASE = "dense, eager"
 
 
 class Steps:
@@ -54,21 +56,30 @@ def heading(text: str) -> None:
 
 
 def latency_and_memory(folders: dict[str, Path], **asked: Any) -> None:
-    """For each checkpoint a table: packed against the same model dense, each in its own process."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    with steps(len(folders) * len(WAYS)) as step:
-        for name, folder in folders.items():
-            for way in WAYS:
-                step(f"measuring {name}: {way}")
-                options = {"release": True} if way == "qcompile" else {}
-                result = measured({"folder": str(folder), "way": way, "options": options, **asked})
-                found.setdefault(name, []).append(result)
-    for name, results in found.items():
-        CONSOLE.print()
-        CONSOLE.print(f"[bold]{name}[/]")
-        CONSOLE.print(table(results))
+    """One table: each checkpoint packed, then the first one's model dense, eager and by Inductor; each in its own process."""
+    found: dict[str, dict[str, Any]] = {}
+    first = next(iter(folders.values()))
+    runs = [(f"qcompile, {name}", folder, "qcompile") for name, folder in folders.items()]
+    runs += [("dense, Inductor", first, "inductor"), (BASE, first, "eager")]
+    with steps(len(runs)) as step:
+        for name, folder, way in runs:
+            step(f"measuring {name}")
+            options = {"release": True} if way == "qcompile" else {}
+            found[name] = measured({"folder": str(folder), "way": way, "options": options, **asked})
+    times = [name for name in TIMES if name in found[BASE]]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for heading in (*(TIMES[name] for name in times), "memory", "peak", "first call"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in found.items():
+        cells = [f"{row[time]:.1f}" + ("" if name == BASE else f" ({found[BASE][time] / row[time]:.1f}x)") for time in times]
+        memory = [megabytes(row[part]) for part in ("resident_bytes", "peak_bytes")]
+        table.add_row(f"[green]{name}[/]" if name.startswith("qcompile") else name, *cells, *memory, f"{row['first_s']:.1f} s")
+    CONSOLE.print(table)
+    threads = found[BASE]["threads"]
     CONSOLE.print(
-        f"[dim]best of 5 runs, {next(iter(found.values()))[0]['threads']} threads; memory without Python and its libraries[/]"
+        f"[dim]bfloat16, best of 5, {threads} threads; (x): speed against dense, eager; memory without Python and its libraries, "
+        "peak from after loading; first call: with compilation[/]"
     )
 
 

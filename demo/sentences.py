@@ -67,10 +67,10 @@ def run(output: Path, bench: bool) -> None:
     for name, made in reports.items():
         CONSOLE.print()
         CONSOLE.print(f"[bold]{schemes.TITLES[name]}[/]")
-        made.print(CONSOLE)
+        made.print(CONSOLE, refused=name in schemes.EXPLAINED)
     if bench:
         heading("Latency and memory, 128 tokens")
-        latency_and_memory({schemes.TITLES[name]: folder for name, folder in folders.items()}, prompt_tokens=128)
+        latency_and_memory(folders, prompt_tokens=128)
 
 
 def embed(model: Any, batch: Any) -> Tensor:

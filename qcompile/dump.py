@@ -3,12 +3,14 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qcompile.drawing import draw
 from qcompile.graph import to_text
-from qcompile.pipeline import State
+from qcompile.pipeline import GraphSite, State
 from qcompile.report import Report, SiteReport
+from qcompile.report_text import joined_paths
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ class Dump:
         self._write("decisions.json", given.to_json())
         self._write("packing.txt", "\n".join(_packing(state)) + "\n")
         try:
-            sites = {(site.node if site.kernel else site.original).name: site.report for site in state.sites}
-            draw(state.gm, sites, self.folder / "graph", {node.name for node in (*state.constants, *state.folded)})
+            sites = {(site.node if site.kernel else site.original).name: _drawn(site) for site in state.sites}
+            constants = {node.name for node in (*state.constants, *state.folded)}
+            draw(state.gm, sites, self.folder / "graph", constants, given.summary)
         except Exception:  # a drawing is never worth a failure
             log.warning("the drawing of %s could not be made", self.folder, exc_info=True)
 
@@ -49,6 +52,11 @@ class Dump:
             (self.folder / name).write_text(text)
         except OSError as error:
             log.warning("%s could not be written: %s", self.folder / name, error)
+
+
+def _drawn(site: GraphSite) -> SiteReport:
+    """The row that stands for one call in the drawing; a call for several layers names them all."""
+    return replace(site.report, module=joined_paths([row.module for row in site.rows()])) if site.parts else site.report
 
 
 def _packing(state: State) -> list[str]:

@@ -148,11 +148,11 @@ class Report:
     def __str__(self) -> str:
         return self.text()
 
-    def print(self, console: Console | None = None, verbose: bool = False) -> None:
-        """A rich table on `console` (default: standard output)."""
+    def print(self, console: Console | None = None, verbose: bool = False, refused: bool = True) -> None:
+        """Rich tables on `console` (default: standard output); with `refused`, also the kernels that were not taken, and why."""
         from qcompile.report_table import show  # noqa: PLC0415 - the renderer needs this module's types
 
-        show(self, console or Console(), verbose)
+        show(self, console or Console(), verbose, refused)
 
 
 _lock = threading.Lock()

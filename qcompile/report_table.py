@@ -14,8 +14,8 @@ WIDE = 120  # columns from which the table also shows bytes
 NARROW = 100  # below this the weight's scheme stands under the layer's name
 
 
-def show(report: Report, console: Console, verbose: bool = False) -> None:
-    """Print the report on `console`, layers without a kernel in red."""
+def show(report: Report, console: Console, verbose: bool = False, refused: bool = True) -> None:
+    """Print the report on `console`, layers without a kernel in red; `refused`: also the kernels not taken where there is one."""
     style = "bold green" if report.sites and not report.unserved else "bold yellow"
     console.print(Text(report.summary, style=style))
     if not report.sites:
@@ -33,7 +33,8 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
         if sites[0].declined:
             console.print(Text(f"  {sites[0].declined}", style="dim"))
         _show_refusals("", sites, console, complete=True)
-    _show_refusals("kernel not taken", report.served, console, complete=verbose)
+    if refused:
+        _show_refusals("kernel not taken", report.served, console, complete=verbose)
     if tail := footer(report):
         console.print()
         console.print(Text(tail, style="dim"))

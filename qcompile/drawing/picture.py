@@ -41,11 +41,11 @@ class Picture:
     legend: dict[str, int] = field(default_factory=lambda: {})
 
 
-def picture(graph: fx.Graph, sites: Mapping[str, SiteReport], constants: Collection[str] = ()) -> Picture:
+def picture(graph: fx.Graph, sites: Mapping[str, SiteReport], constants: Collection[str] = (), title: str = "") -> Picture:
     """The picture of `graph`; sites: node name -> report row; constants: names of placeholders that hold weights."""
     known = {node.name: sites[node.name] for node in graph.nodes if node.name in sites}
     drawn = _drawn(known)
-    seen = Picture(Report(tuple(known.values())).summary)
+    seen = Picture(title or Report(tuple(known.values())).summary)
     seen.legend = dict(Counter(site.kernel or UNSERVED for site in known.values()))
     live = _live_nodes(graph, frozenset(constants))
     boxes = _assign(live, drawn)
@@ -59,7 +59,7 @@ def picture(graph: fx.Graph, sites: Mapping[str, SiteReport], constants: Collect
         if source in boxes and boxes[source] != boxes[node]
     )
     near = _near(edges, drawn)
-    seen.edges = [edge for edge in edges if edge[0] in near and edge[1] in near]
+    seen.edges = _without_shortcuts([edge for edge in edges if edge[0] in near and edge[1] in near], _outputs(graph))
     for name, nodes in members.items():
         if name in near:
             seen.boxes[name] = _site_box(drawn[name]) if name in drawn else _plain_box(nodes, known)
@@ -114,6 +114,18 @@ def _assign(live: Iterable[fx.Node], drawn: Collection[str]) -> dict[fx.Node, st
         first = min(node.name for node in component)
         own.update(dict.fromkeys(component, f"between_{first}"))
     return own
+
+
+def _outputs(graph: fx.Graph) -> set[str]:
+    return {node.name for node in graph.find_nodes(op="output")}
+
+
+def _without_shortcuts(edges: list[tuple[str, str]], outputs: Collection[str]) -> list[tuple[str, str]]:
+    """Edges to the output only from boxes that reach it no other way: caches that a model returns would cross the whole picture."""
+    reached: nx.DiGraph[str] = nx.DiGraph(edges)
+    leading = {name for output in outputs if output in reached for name in nx.ancestors(reached, output)}
+    lasting = {name for name in leading if any(target in leading for target in reached.successors(name))}
+    return [(source, target) for source, target in edges if target not in outputs or source not in lasting]
 
 
 def _near(edges: Iterable[tuple[str, str]], drawn: Collection[str]) -> set[str]:

@@ -166,3 +166,14 @@ def test_gap_is_kept_between_neighbours() -> None:
     placed = place({"a": (100, 20), "b": (60, 20), "c": (50, 20)}, [("a", "c"), ("b", "c")])
     assert abs(placed.centres["a"][0] - placed.centres["b"][0]) == pytest.approx(80 + BOX_GAP)
     assert LANE < BOX_GAP
+
+
+def test_what_a_model_returns_besides_its_result_does_not_cross_the_picture() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(torch.neg, (x,))
+    cache = graph.call_function(torch.abs, (first,))
+    second = graph.call_function(torch.neg, (cache,))
+    graph.output((second, cache))
+    sites = {node.name: SiteReport(module=node.name, kernel="k") for node in (first, second)}
+    assert picture(graph, sites).edges == [("x", "neg"), ("neg", "between_abs_1"), ("between_abs_1", "neg_1"), ("neg_1", "output")]
