@@ -17,7 +17,7 @@ from demo.screen import steps
 from qcompile.meaning import sqnr_db
 
 # The largest difference of a cosine between any two of the eight sentences that each quantization makes.
-FAR = {"w4a16": 0.12, "w4a16-asym": 0.08, "w8a8": 0.03}
+FAR = {"w4a16": 0.15, "w4a16-asym": 0.09, "w8a8": 0.03}
 
 
 @pytest.fixture(autouse=True)
