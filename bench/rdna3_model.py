@@ -171,10 +171,12 @@ def tables() -> dict[str, str]:
 def filled(text: str, parts: dict[str, str]) -> str:
     """The text with every part between its two marks replaced."""
     for name, part in parts.items():
-        begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
+        begin, end = f"<!-- table: {name} -->\n", f"<!-- end: {name} -->"
         before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}{part}{end}{after}"
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the text lacks {begin.strip()} or {end}")
+        text = f"{before}{begin}{part}\n{end}{after}"
     return text
 
 

@@ -29,7 +29,9 @@ Launcher host_launcher = nullptr;
 }  // namespace
 
 // Runs the operator's CPU tensors with `launcher` (null: refuses them again). For tests: the emulated kernel.
-extern "C" __attribute__((visibility("default"))) void qcompile_rdna3_use_launcher(Launcher launcher) { host_launcher = launcher; }
+extern "C" __attribute__((visibility("default"))) void qcompile_rdna3_use_launcher(Launcher launcher) {
+  host_launcher = launcher;
+}
 
 namespace qcompile {
 namespace {
@@ -56,7 +58,8 @@ void check_permutation(const Tensor& perm, int64_t k) {
   check_dtype(kOp, "b_g_idx", perm, {ScalarType::Int});
   if (perm.numel() == 0) return;
   if (perm.dim() != 1 || perm.size(0) != k)
-    fail(kOp, "b_g_idx", "expected a permutation of shape [K] = [", k, "], or an empty tensor for none, got ", shape_text(perm));
+    fail(kOp, "b_g_idx", "expected a permutation of shape [K] = [", k, "], or an empty tensor for none, got ",
+         shape_text(perm));
   if (!perm.is_cpu()) return;
   const int32_t* entries = perm.const_data_ptr<int32_t>();
   const auto [least, most] = std::minmax_element(entries, entries + k);
@@ -66,7 +69,8 @@ void check_permutation(const Tensor& perm, int64_t k) {
 }
 
 // Everything but the addresses.
-qcompile_rdna3_problem checked(const Tensor& a, const Tensor& qweight, const Tensor& qzeros, const Tensor& scales, const Tensor& perm) {
+qcompile_rdna3_problem checked(const Tensor& a, const Tensor& qweight, const Tensor& qzeros, const Tensor& scales,
+                               const Tensor& perm) {
   check_matrix("a", a, "[M, K]");
   check_dtype(kOp, "a", a, {ScalarType::Half, ScalarType::BFloat16});
   const int64_t m = a.size(0), k = a.size(1);
@@ -84,7 +88,8 @@ qcompile_rdna3_problem checked(const Tensor& a, const Tensor& qweight, const Ten
   check_dtype(kOp, "b_scales", scales, {a.scalar_type()});
   const int64_t groups = scales.size(0);
   if (groups < 1 || k % groups != 0 || k / groups % 32 != 0)
-    fail(kOp, "b_scales", "expected K / group rows with a group that is a multiple of 32 and divides K = ", k, ", got ", groups, " rows");
+    fail(kOp, "b_scales", "expected K / group rows with a group that is a multiple of 32 and divides K = ", k, ", got ", groups,
+         " rows");
   check_shape(kOp, "b_scales", scales, {groups, n});
   check_matrix("b_qzeros", qzeros, "[K / group, N / 8]");
   check_dtype(kOp, "b_qzeros", qzeros, {ScalarType::Int});
@@ -107,13 +112,16 @@ qcompile_rdna3_problem checked(const Tensor& a, const Tensor& qweight, const Ten
 Launcher launcher_for(const Tensor& a) {
   if (a.is_cpu()) {
     if (host_launcher == nullptr)
-      fail(kOp, "a", "expected a tensor on a gfx1100 device with a build of qcompile for ROCm, got one on the CPU; "
-                     "choose a kernel for the CPU, or compile without the option platform");
+      fail(kOp, "a",
+           "expected a tensor on a gfx1100 device with a build of qcompile for ROCm, got one on the CPU; "
+           "choose a kernel for the CPU, or compile without the option platform");
     return host_launcher;
   }
   if (kDeviceLauncher == nullptr || !a.is_cuda())
-    fail(kOp, "a", "this qcompile was built with a torch that is not for ROCm, so it has no code for a device; expected a gfx1100 device, "
-                   "a torch built for ROCm (torch.version.hip), and qcompile installed again with it");
+    fail(
+        kOp, "a",
+        "this qcompile was built with a torch that is not for ROCm, so it has no code for a device; expected a gfx1100 device, "
+        "a torch built for ROCm (torch.version.hip), and qcompile installed again with it");
   return kDeviceLauncher;
 }
 
@@ -150,8 +158,8 @@ Tensor run(const Tensor& a, const Tensor& qweight, const Tensor& qzeros, const T
   return out;
 }
 
-Tensor gptq_gemm_rdna3(const Tensor a, const Tensor b_q_weight, const Tensor b_qzeros, const Tensor b_scales, const Tensor b_g_idx,
-                       bool use_v2_format) {
+Tensor gptq_gemm_rdna3(const Tensor a, const Tensor b_q_weight, const Tensor b_qzeros, const Tensor b_scales,
+                       const Tensor b_g_idx, bool use_v2_format) {
   return run(a, b_q_weight, b_qzeros, b_scales, b_g_idx, use_v2_format);
 }
 
@@ -163,7 +171,8 @@ bool rdna3_device_code() { return kDeviceLauncher != nullptr; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
   m.def(
-      "gptq_gemm_rdna3(Tensor a, Tensor b_q_weight, Tensor b_qzeros, Tensor b_scales, Tensor b_g_idx, bool use_v2_format) -> Tensor");
+      "gptq_gemm_rdna3(Tensor a, Tensor b_q_weight, Tensor b_qzeros, Tensor b_scales, Tensor b_g_idx, bool use_v2_format) -> "
+      "Tensor");
   m.def("rdna3_device_code() -> bool");
 }
 

@@ -40,7 +40,9 @@ struct Decode {
         values = load<bits8_t>(source + k);
       } else {
         const int4_t low = load<int4_t>(args.perm + k), high = load<int4_t>(args.perm + k + 4);
+        QC_UNROLL
         for (int i = 0; i < 4; ++i) values[i] = load<uint16_t>(source + within(low[i], args.k));
+        QC_UNROLL
         for (int i = 0; i < 4; ++i) values[4 + i] = load<uint16_t>(source + within(high[i], args.k));
       }
       store(lds + (row * kChunk + (piece >> 2)) * kUnitStride + (piece & 3) * 8, values);
@@ -48,30 +50,41 @@ struct Decode {
   }
 
   // sums[row][c] += scale[c] * sum over the unit of a (q - z)
-  static QC_INLINE void add_unit(const UnitWords& unit, const WeightReader& reader, uint32_t zero_offset, const uint16_t* lds, float sums[Rows][4]) {
+  static QC_INLINE void add_unit(const UnitWords& unit, const WeightReader& reader, uint32_t zero_offset, const uint16_t* lds,
+                                 float sums[Rows][4]) {
     float part[Rows][4] = {};
     float folded[Rows] = {};
     typename Format::Zero zeros[4];
+    QC_UNROLL
     for (int c = 0; c < 4; ++c) zeros[c] = Format::zero(reader.stored_zero(unit, c) + zero_offset);
+    QC_UNROLL
     for (int row_of_words = 0; row_of_words < 4; ++row_of_words) {
       pair a[Rows][4];
+      QC_UNROLL
       for (int row = 0; row < Rows; ++row) {
         const words4_t words = load<words4_t>(lds + row * kChunk * kUnitStride + row_of_words * 8);
+        QC_UNROLL
         for (int i = 0; i < 4; ++i) a[row][i] = bits<pair>((uint32_t)words[i]);
         if constexpr (Format::folds_zero) {
+          QC_UNROLL
           for (int i = 0; i < 4; ++i) folded[row] = Format::add_pair(a[row][i], folded[row]);
         }
       }
+      QC_UNROLL
       for (int c = 0; c < 4; ++c) {
         pair weights[4];
         Format::expand(unit.rows[row_of_words][c], zeros[c], weights);
+        QC_UNROLL
         for (int row = 0; row < Rows; ++row) {
+          QC_UNROLL
           for (int i = 0; i < 4; ++i) part[row][c] = dot2(weights[i], a[row][i], part[row][c]);
         }
       }
     }
+    QC_UNROLL
     for (int c = 0; c < 4; ++c) {
       const float scale = Format::widen(unit.group.scales[c]);
+      QC_UNROLL
       for (int row = 0; row < Rows; ++row) {
         float sum = part[row][c];
         if constexpr (Format::folds_zero) sum -= zeros[c].folded * folded[row];
@@ -84,8 +97,10 @@ struct Decode {
   static QC_INLINE void finish(const Arguments& args, float* lds, float sums[Rows][4]) {
     const int thread = thread_index(), lane = thread & 31, wave = thread >> 5;
     lds_barrier();  // all reads of the activations are done
+    QC_UNROLL
     for (int row = 0; row < Rows; ++row) {
       float4_t total;
+      QC_UNROLL
       for (int c = 0; c < 4; ++c) {
         float sum = sums[row][c];
         sum += shuffle_xor<8>(sum);
@@ -98,7 +113,8 @@ struct Decode {
     const int row = thread / kDecodeColumns, column = block_x() * kDecodeColumns + thread % kDecodeColumns;
     if (row >= Rows || row >= args.m || column >= args.n) return;
     float sum = 0.0f;
-    for (int w = 0; w < kDecodeThreads / 32; ++w) sum += load<float>(lds + (w * Rows + row) * kDecodeColumns + thread % kDecodeColumns);
+    for (int w = 0; w < kDecodeThreads / 32; ++w)
+      sum += load<float>(lds + (w * Rows + row) * kDecodeColumns + thread % kDecodeColumns);
     const size_t at = (size_t)row * (size_t)args.n + (size_t)column;
     if (args.splits == 1) {
       store(args.out + at, Format::narrow(sum));

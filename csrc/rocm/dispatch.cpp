@@ -1,9 +1,9 @@
 // Chooses path and K split from what the card can do: bytes against bandwidth, issue cycles against SIMDs, waves against
 // registers and LDS. Figures of the card: AMD, "RDNA3 Instruction Set Architecture" and the Radeon RX 7900 XTX data sheet.
-#include "dispatch.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "dispatch.h"
 
 namespace qcompile_rdna3 {
 
@@ -25,12 +25,12 @@ namespace {
 // gfx1100 as a Radeon RX 7900 XTX: 48 work-group processors of four SIMDs, 1536 registers per lane and SIMD in portions of
 // 24, at most 16 waves per SIMD, 128 KiB of LDS per work-group processor.
 constexpr double kProcessors = 48, kSimds = 4, kRegisters = 1536, kPortion = 24, kMostWaves = 16, kLds = 131072;
-constexpr double kClock = 2.5e3;         // cycles per microsecond
-constexpr double kBandwidth = 960e3;     // bytes per microsecond
-constexpr double kMemoryLatency = 0.8;   // microseconds until a load from memory is answered under load
-constexpr double kLaunch = 2.5;          // microseconds for one more kernel on the same stream
-constexpr double kBlockCycles = 2500;    // start, first loads and final sums of a block
-constexpr double kStepLatency = 300;     // cycles of a step that only other waves of the SIMD can hide
+constexpr double kClock = 2.5e3;        // cycles per microsecond
+constexpr double kBandwidth = 960e3;    // bytes per microsecond
+constexpr double kMemoryLatency = 0.8;  // microseconds until a load from memory is answered under load
+constexpr double kLaunch = 2.5;         // microseconds for one more kernel on the same stream
+constexpr double kBlockCycles = 2500;   // start, first loads and final sums of a block
+constexpr double kStepLatency = 300;    // cycles of a step that only other waves of the SIMD can hide
 
 double waves_per_simd(const Path& path, bool bf16) {
   const double taken = std::ceil(path.vgprs[bf16] / kPortion) * kPortion;
@@ -70,7 +70,8 @@ double microseconds(const Path& path, const qcompile_rdna3_problem& p, int split
 
 bool fits(const Path& path, const qcompile_rdna3_problem& p, int splits) {
   if (path.decode && p.m > path.rows) return false;
-  if (splits > 1 && (p.k / 32 < splits * 2 || int64_t(p.m) * p.n > (int64_t(1) << 28))) return false;
+  // Parts are worth it where blocks are few; partial sums beyond the cache never are.
+  if (splits > 1 && (p.k / 32 < splits * 2 || int64_t(p.m) * p.n > (int64_t(1) << 22))) return false;
   return true;
 }
 

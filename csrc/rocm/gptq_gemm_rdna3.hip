@@ -33,25 +33,23 @@ using Tile128x128 = Tile<4, 2, 2, 1>;
 #define QC_THREADS(count) __attribute__((amdgpu_flat_work_group_size(count, count)))
 #endif
 
-#define QC_PARAMETERS                                                                                                  \
-  const uint16_t *a, const uint32_t *qweight, const uint32_t *qzeros, const uint16_t *scales, const int32_t *perm,      \
+#define QC_PARAMETERS                                                                                              \
+  const uint16_t *a, const uint32_t *qweight, const uint32_t *qzeros, const uint16_t *scales, const int32_t *perm, \
       uint16_t *out, float *partial, int m, int n, int k, int group, int zero_offset, int splits
-#define QC_ARGUMENTS \
-  { a, qweight, qzeros, scales, perm, out, partial, m, n, k, group, zero_offset, splits }
+#define QC_ARGUMENTS {a, qweight, qzeros, scales, perm, out, partial, m, n, k, group, zero_offset, splits}
 
-#define QC_DECODE(name, format, rows)                                                \
-  extern "C" __global__ QC_THREADS(256) void name(QC_PARAMETERS) {                   \
-    QC_BODY(alignas(16) __shared__ uint16_t lds[qcompile_rdna3::kDecodeLds / 2];      \
-            const qcompile_rdna3::Arguments arguments = QC_ARGUMENTS;                \
+#define QC_DECODE(name, format, rows)                                                   \
+  extern "C" __global__ QC_THREADS(256) void name(QC_PARAMETERS) {                      \
+    QC_BODY(alignas(16) __shared__ uint16_t lds[qcompile_rdna3::kDecodeLds / 2];        \
+            const qcompile_rdna3::Arguments arguments = QC_ARGUMENTS;                   \
             qcompile_rdna3::Decode<qcompile_rdna3::format, rows>::run(arguments, lds);) \
   }
 
-#define QC_PREFILL(name, format, tile)                                                        \
-  extern "C" __global__ QC_THREADS(qcompile_rdna3::tile::kThreads) void name(QC_PARAMETERS) { \
-    QC_BODY(alignas(16) __shared__ char lds[qcompile_rdna3::tile::kLds];                      \
-            const qcompile_rdna3::Arguments arguments = QC_ARGUMENTS;                         \
-            const qcompile_rdna3::Prefill<qcompile_rdna3::format, qcompile_rdna3::tile> product(arguments, lds); \
-            product.run();)                                                                   \
+#define QC_PREFILL(name, format, tile)                                                                                         \
+  extern "C" __global__ QC_THREADS(qcompile_rdna3::tile::kThreads) void name(QC_PARAMETERS) {                                  \
+    QC_BODY(                                                                                                                   \
+        alignas(16) __shared__ char lds[qcompile_rdna3::tile::kLds]; const qcompile_rdna3::Arguments arguments = QC_ARGUMENTS; \
+        const qcompile_rdna3::Prefill<qcompile_rdna3::format, qcompile_rdna3::tile> product(arguments, lds); product.run();)   \
   }
 
 QC_DECODE(qcompile_rdna3_decode_f16_m1, Half, 1)
@@ -71,15 +69,18 @@ QC_PREFILL(qcompile_rdna3_prefill_bf16_32x64, Brain, Tile32x64)
 QC_PREFILL(qcompile_rdna3_prefill_bf16_64x128, Brain, Tile64x128)
 QC_PREFILL(qcompile_rdna3_prefill_bf16_128x128, Brain, Tile128x128)
 
-extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_gather(const uint16_t* a, const int32_t* perm, uint16_t* gathered, int m, int k) {
+extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_gather(const uint16_t* a, const int32_t* perm, uint16_t* gathered,
+                                                                 int m, int k) {
   QC_BODY(qcompile_rdna3::gather_columns(a, perm, gathered, m, k);)
 }
 
-extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_reduce_f16(const float* partial, uint16_t* out, int count, int splits) {
+extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_reduce_f16(const float* partial, uint16_t* out, int count,
+                                                                     int splits) {
   QC_BODY(qcompile_rdna3::sum_parts<qcompile_rdna3::Half>(partial, out, count, splits);)
 }
 
-extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_reduce_bf16(const float* partial, uint16_t* out, int count, int splits) {
+extern "C" __global__ QC_THREADS(256) void qcompile_rdna3_reduce_bf16(const float* partial, uint16_t* out, int count,
+                                                                      int splits) {
   QC_BODY(qcompile_rdna3::sum_parts<qcompile_rdna3::Brain>(partial, out, count, splits);)
 }
 
@@ -112,7 +113,8 @@ const qcompile_rdna3_kernel kKernels[2][8] = {
 };
 
 const char* kWrongDevice =
-    "gptq_gemm_rdna3 runs on gfx1100 only (Radeon RX 7900 XTX, XT, GRE; PRO W7900, W7800); this device is another architecture, "
+    "gptq_gemm_rdna3 runs on gfx1100 only (Radeon RX 7900 XTX, XT, GRE; PRO W7900, W7800); this device is another "
+    "architecture, "
     "for which the library holds empty stubs";
 
 #if defined(QCOMPILE_EMULATION)
@@ -124,7 +126,8 @@ bool right_device() {
   int device = 0;
   hipDeviceProp_t properties;
   if (hipGetDevice(&device) != hipSuccess || hipGetDeviceProperties(&properties, device) != hipSuccess) return false;
-  return strncmp(properties.gcnArchName, "gfx1100", 7) == 0 && (properties.gcnArchName[7] == 0 || properties.gcnArchName[7] == ':');
+  return strncmp(properties.gcnArchName, "gfx1100", 7) == 0 &&
+         (properties.gcnArchName[7] == 0 || properties.gcnArchName[7] == ':');
 }
 const char* launch_error() {
   const hipError_t error = hipGetLastError();
@@ -148,7 +151,8 @@ extern "C" const char* qcompile_rdna3_launch(const qcompile_rdna3_problem* probl
     const size_t behind = splits > 1 ? size_t(splits) * m * n * 4 : 0;
     uint16_t* gathered = reinterpret_cast<uint16_t*>(static_cast<char*>(p.workspace) + behind);
     const int chunk = qcompile_rdna3::kGatherThreads * 8;
-    QC_LAUNCH(qcompile_rdna3_gather, m, (k + chunk - 1) / chunk, 1, qcompile_rdna3::kGatherThreads, p.stream, a, perm, gathered, m, k);
+    QC_LAUNCH(qcompile_rdna3_gather, m, (k + chunk - 1) / chunk, 1, qcompile_rdna3::kGatherThreads, p.stream, a, perm, gathered,
+              m, k);
     a = gathered;
     perm = nullptr;
   }
@@ -156,8 +160,8 @@ extern "C" const char* qcompile_rdna3_launch(const qcompile_rdna3_problem* probl
   const uint32_t* qweight = static_cast<const uint32_t*>(p.qweight);
   const uint32_t* qzeros = static_cast<const uint32_t*>(p.qzeros);
   const uint16_t* scales = static_cast<const uint16_t*>(p.scales);
-  QC_LAUNCH(kernel, plan.grid_x, plan.grid_y, plan.grid_z, plan.threads, p.stream, a, qweight, qzeros, scales, perm, out, partial, m, n,
-            k, group, zero_offset, splits);
+  QC_LAUNCH(kernel, plan.grid_x, plan.grid_y, plan.grid_z, plan.threads, p.stream, a, qweight, qzeros, scales, perm, out,
+            partial, m, n, k, group, zero_offset, splits);
   if (splits > 1) {
     const int count = m * n, chunk = qcompile_rdna3::kReduceThreads * 4;
     const auto reduce = p.bf16 != 0 ? qcompile_rdna3_reduce_bf16 : qcompile_rdna3_reduce_f16;

@@ -32,7 +32,8 @@ struct qcompile_rdna3_plan {
 };
 
 // Null, or the reason (a static text) why the problem cannot be run. Needs no device; pointers are not looked at.
-__attribute__((visibility("default"))) const char* qcompile_rdna3_make_plan(const struct qcompile_rdna3_problem*, struct qcompile_rdna3_plan*);
+__attribute__((visibility("default"))) const char* qcompile_rdna3_make_plan(const struct qcompile_rdna3_problem*,
+                                                                            struct qcompile_rdna3_plan*);
 
 // Bytes of workspace for a problem that can be planned.
 __attribute__((visibility("default"))) size_t qcompile_rdna3_workspace(const struct qcompile_rdna3_problem*);

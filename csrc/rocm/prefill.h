@@ -12,9 +12,9 @@
 
 namespace qcompile_rdna3 {
 
-constexpr int kStep = 32;          // values of K per step; a group is a whole number of steps
-constexpr int kStepStride = 40;    // in LDS: 80 bytes per row, so that 8 rows read at once lie in different banks
-constexpr int kWaveColumns = 64;   // four tiles of 16
+constexpr int kStep = 32;         // values of K per step; a group is a whole number of steps
+constexpr int kStepStride = 40;   // in LDS: 80 bytes per row, so that 8 rows read at once lie in different banks
+constexpr int kWaveColumns = 64;  // four tiles of 16
 
 // TilesM: row tiles per wave. WavesM, WavesN, WavesK: how a block's waves share rows, columns and K.
 template <int TilesM, int WavesM, int WavesN, int WavesK>
@@ -27,9 +27,9 @@ struct Tile {
   static constexpr int kPieces = kRows * 4 / kSliceThreads;  // 16-byte pieces of activations that a thread stages per step
   static_assert(kRows * 4 % kSliceThreads == 0, "every thread stages the same number of pieces");
   static_assert((WavesK & (WavesK - 1)) == 0, "the slices of K are summed in a tree");
-  static constexpr int kBuffer = WavesK * kRows * kStepStride * 2;      // bytes of one of two buffers
-  static constexpr int kSums = WavesK * kRows * 4;                      // bytes of one of two buffers of row sums (bf16)
-  static constexpr int kTree = WavesK / 2 * kRows * kColumns * 4;       // bytes to hand over sums between slices
+  static constexpr int kBuffer = WavesK * kRows * kStepStride * 2;  // bytes of one of two buffers
+  static constexpr int kSums = WavesK * kRows * 4;                  // bytes of one of two buffers of row sums (bf16)
+  static constexpr int kTree = WavesK / 2 * kRows * kColumns * 4;   // bytes to hand over sums between slices
   static constexpr int kStaging = 2 * (kBuffer + kSums);
   static constexpr int kLds = kStaging > kTree ? kStaging : kTree;
   static_assert(kLds <= 65536, "LDS of a block");
@@ -74,6 +74,7 @@ struct Prefill {
   }
 
   QC_INLINE void fetch(int unit, bits8_t pieces[T::kPieces]) const {
+    QC_UNROLL
     for (int j = 0; j < T::kPieces; ++j) {
       const int piece = slice_thread + j * T::kSliceThreads;
       const int here = piece >> 2, most = args.m - 1 - row0;
@@ -86,14 +87,17 @@ struct Prefill {
   // A slice with one unit less than the others multiplies zeros at the end.
   QC_INLINE void stage(int buffer, int unit, bits8_t pieces[T::kPieces]) const {
     if (unit >= last) {
+      QC_UNROLL
       for (int j = 0; j < T::kPieces; ++j) pieces[j] = bits8_t{};
     }
+    QC_UNROLL
     for (int j = 0; j < T::kPieces; ++j) {
       const int piece = slice_thread + j * T::kSliceThreads, row = piece >> 2;
       store(activations(buffer) + row * kStepStride + (piece & 3) * 8, pieces[j]);
       if constexpr (Format::folds_zero) {
         const words4_t words = bits<words4_t>(pieces[j]);
         float sum = 0.0f;
+        QC_UNROLL
         for (int i = 0; i < 4; ++i) sum = Format::add_pair(bits<pair>((uint32_t)words[i]), sum);
         sum += shuffle_xor<1>(sum);
         sum += shuffle_xor<2>(sum);
@@ -106,7 +110,9 @@ struct Prefill {
 
   static QC_INLINE fragment join(const pair low[4], const pair high[4]) {
     words8_t words;
+    QC_UNROLL
     for (int i = 0; i < 4; ++i) words[i] = bits<uint32_t>(low[i]);
+    QC_UNROLL
     for (int i = 0; i < 4; ++i) words[4 + i] = bits<uint32_t>(high[i]);
     return bits<fragment>(words);
   }
@@ -114,10 +120,13 @@ struct Prefill {
   // Rows of tile m of this wave, 32 values of K, as the two operands of WMMA.
   QC_INLINE void read_rows(int buffer, int m, fragment a[2]) const {
     const uint16_t* row = activations(buffer) + ((wave_m * kTilesM + m) * 16 + (lane & 15)) * kStepStride;
+    QC_UNROLL
     for (int half = 0; half < 2; ++half) {
       pair low[4], high[4];
       const words4_t first_words = load<words4_t>(row + half * 16), later_words = load<words4_t>(row + half * 16 + 8);
+      QC_UNROLL
       for (int i = 0; i < 4; ++i) low[i] = bits<pair>((uint32_t)first_words[i]);
+      QC_UNROLL
       for (int i = 0; i < 4; ++i) high[i] = bits<pair>((uint32_t)later_words[i]);
       a[half] = join(low, high);
     }
@@ -128,15 +137,19 @@ struct Prefill {
     const float* source = row_sums(buffer) + (wave_m * kTilesM + m) * 16 + (lane >> 4) * 8;
     const float4_t low = load<float4_t>(source), high = load<float4_t>(source + 4);
     float8_t out;
+    QC_UNROLL
     for (int i = 0; i < 4; ++i) out[i] = low[i];
+    QC_UNROLL
     for (int i = 0; i < 4; ++i) out[4 + i] = high[i];
     return out;
   }
 
   // One column tile of the step: sums[m][c] += scale * sum over 32 values of K of a (q - z).
-  QC_INLINE void multiply(int buffer, int c, const fragment b[2], typename Format::Zero zero, float scale, float8_t sums[kTilesM][4]) const {
+  QC_INLINE void multiply(int buffer, int c, const fragment b[2], typename Format::Zero zero, float scale,
+                          float8_t sums[kTilesM][4]) const {
     fragment a[2][2];
     read_rows(buffer, 0, a[0]);
+    QC_UNROLL
     for (int m = 0; m < kTilesM; ++m) {
       if constexpr (!kReadsAhead) compiler_fence();
       if (m + 1 < kTilesM) read_rows(buffer, m + 1, a[(m + 1) % 2]);
@@ -156,12 +169,14 @@ struct Prefill {
 
   template <bool Replaces>
   QC_INLINE void compute(int buffer, UnitWords& unit, const WeightReader& reader, int next, float8_t sums[kTilesM][4]) const {
+    QC_UNROLL
     for (int c = 0; c < 4; ++c) {
       if constexpr (!kReadsAhead) compiler_fence();
       const typename Format::Zero zero = Format::zero(reader.stored_zero(unit, c) + (uint32_t)args.zero_offset);
       float scale = Format::widen(unit.group.scales[c]);
       pin(scale);  // as float32: a mixed-precision multiply-add could not be issued in pairs
       pair pairs[4][4];
+      QC_UNROLL
       for (int row = 0; row < 4; ++row) Format::expand(unit.rows[row][c], zero, pairs[row]);
       const fragment b[2] = {join(pairs[0], pairs[1]), join(pairs[2], pairs[3])};
       if constexpr (Replaces) {
@@ -182,10 +197,14 @@ struct Prefill {
       const int giver = slice - half;
       if (slice >= half && slice < 2 * half) {
         float* to = reinterpret_cast<float*>(lds) + (giver * T::kWavesM * T::kWavesN + wave) * kTilesM * 1024 + lane * 4;
+        QC_UNROLL
         for (int m = 0; m < kTilesM; ++m) {
+          QC_UNROLL
           for (int c = 0; c < 4; ++c) {
+            QC_UNROLL
             for (int part = 0; part < 2; ++part) {
               float4_t four;
+              QC_UNROLL
               for (int i = 0; i < 4; ++i) four[i] = sums[m][c][part * 4 + i];
               store(to + ((m * 4 + c) * 2 + part) * 128, four);
             }
@@ -194,11 +213,16 @@ struct Prefill {
       }
       lds_barrier();
       if (slice < half) {
-        const float* from = reinterpret_cast<const float*>(lds) + (slice * T::kWavesM * T::kWavesN + wave) * kTilesM * 1024 + lane * 4;
+        const float* from =
+            reinterpret_cast<const float*>(lds) + (slice * T::kWavesM * T::kWavesN + wave) * kTilesM * 1024 + lane * 4;
+        QC_UNROLL
         for (int m = 0; m < kTilesM; ++m) {
+          QC_UNROLL
           for (int c = 0; c < 4; ++c) {
+            QC_UNROLL
             for (int part = 0; part < 2; ++part) {
               const float4_t four = load<float4_t>(from + ((m * 4 + c) * 2 + part) * 128);
+              QC_UNROLL
               for (int i = 0; i < 4; ++i) sums[m][c][part * 4 + i] += four[i];
             }
           }
@@ -209,17 +233,21 @@ struct Prefill {
 
   QC_INLINE void write(const float8_t sums[kTilesM][4]) const {
     if (slice != 0 || column >= args.n) return;
+    QC_UNROLL
     for (int m = 0; m < kTilesM; ++m) {
+      QC_UNROLL
       for (int i = 0; i < 8; ++i) {
         const int row = row0 + (wave_m * kTilesM + m) * 16 + 2 * i + (lane >> 4);
         if (row >= args.m) continue;
         const size_t at = (size_t)row * (size_t)args.n + (size_t)column;
         if (args.splits == 1) {
           bits4_t four;
+          QC_UNROLL
           for (int c = 0; c < 4; ++c) four[c] = Format::narrow(sums[m][c][i]);
           store(args.out + at, four);
         } else {
           float4_t four;
+          QC_UNROLL
           for (int c = 0; c < 4; ++c) four[c] = sums[m][c][i];
           store(args.partial + (size_t)block_z() * (size_t)args.m * (size_t)args.n + at, four);
         }

@@ -37,6 +37,13 @@ typedef int32_t int4_t __attribute__((vector_size(16)));
 typedef float float4_t __attribute__((vector_size(16)));
 typedef float float8_t __attribute__((vector_size(32)));
 
+// Loops over arrays that must live in registers: left to itself, a compiler may keep one rolled and its array in scratch.
+#if defined(QCOMPILE_EMULATION)
+#define QC_UNROLL
+#else
+#define QC_UNROLL _Pragma("unroll")
+#endif
+
 #define QC_INLINE __device__ inline __attribute__((always_inline))
 
 template <class To, class From>

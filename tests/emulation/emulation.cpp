@@ -1,6 +1,4 @@
 // The scheduler of the emulation: fibers of one block, meeting points, and the rules that end the process.
-#include "emulation.h"
-
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +7,8 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "emulation.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -99,7 +99,8 @@ bool open_barrier() {
   if (done == block->threads) return false;
   for (int t = 0; t < block->threads; ++t) {
     const Fiber& fiber = block->fibers[t];
-    if (fiber.state == State::kAtMeeting) fail("divergent wave operation: lane %d of wave %d waits at %s", t % 32, t / 32, fiber.meeting);
+    if (fiber.state == State::kAtMeeting)
+      fail("divergent wave operation: lane %d of wave %d waits at %s", t % 32, t / 32, fiber.meeting);
   }
   if (waiting != block->threads) fail("partial barrier: %d of %d threads reached it", waiting, block->threads);
   for (int t = 0; t < block->threads; ++t) block->fibers[t].state = State::kReady;
@@ -164,7 +165,8 @@ void meet(const char* name, void* operand, void (*combine)(void* const operands[
   for (int lane = 0; lane < 32; ++lane) {
     const Fiber& other = block->fibers[wave + lane];
     if (other.state != State::kAtMeeting) continue;
-    if (strcmp(other.meeting, name) != 0) fail("divergent wave operation: %s and %s meet in wave %d", name, other.meeting, wave / 32);
+    if (strcmp(other.meeting, name) != 0)
+      fail("divergent wave operation: %s and %s meet in wave %d", name, other.meeting, wave / 32);
     operands[lane] = other.operand;
     ++arrived;
   }

@@ -70,7 +70,8 @@ bool run(int path, int m, int n, int k, int group, int bf16, int zero_offset, bo
 }  // namespace
 
 int main() {
-  const int shapes[][4] = {{1, 8, 32, 32}, {2, 8, 64, 64}, {3, 40, 96, 32}, {7, 72, 288, 96}, {17, 136, 64, 32}, {70, 200, 96, 96}};
+  const int shapes[][4] = {{1, 8, 32, 32},   {2, 8, 64, 64},    {3, 40, 96, 32},
+                           {7, 72, 288, 96}, {17, 136, 64, 32}, {70, 200, 96, 96}};
   int products = 0;
   for (int path = 0; qcompile_rdna3_path_name(path) != nullptr; ++path) {
     for (const auto& shape : shapes) {

@@ -47,6 +47,8 @@ def test_resources(kernels: dict[str, CompiledKernel], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_are_plain(kernels: dict[str, CompiledKernel], name: str) -> None:
     assert set(kernels[name].arguments) <= PLAIN_ARGUMENTS
+    size = 32 if "gather" in name else 24 if "reduce" in name else 80
+    assert kernels[name].figures["kernarg_segment_size"] == size
 
 
 def test_decode_multiplies_with_dot2_only(kernels: dict[str, CompiledKernel]) -> None:
@@ -100,11 +102,12 @@ def test_other_architectures_get_empty_stubs(architecture: str) -> None:
         assert kernel.count("v_|ds_|global_|flat_|buffer_|scratch_") == 0
 
 
-def test_the_host_half_compiles_with_the_hip_interface(tmp_path: Path) -> None:
-    """The launcher against declarations of the few HIP names it uses: what hipcc compiles, without ROCm's headers."""
+@pytest.mark.parametrize("half", ["host", "device"])
+def test_both_halves_of_a_hip_compilation(half: str) -> None:
+    """The whole file, launcher included, against declarations of the few HIP names it uses: what hipcc compiles."""
     command = [
         *compiler(),
-        *("-std=c++17", "-x", "hip", "--offload-arch=gfx1100", "--cuda-host-only", "-nogpulib", "-nogpuinc", "-Wall", "-Werror"),
+        *("-std=c++17", "-x", "hip", "--offload-arch=gfx1100", f"--cuda-{half}-only", "-nogpulib", "-nogpuinc", "-Wall", "-Werror"),
         *(f"-I{Path(__file__).parent / 'hip_declarations'}", "-fsyntax-only", str(SOURCE)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -115,7 +118,8 @@ TABLE = re.compile(r'\{"(\w+)", (?:true|false), \d+, \d+, (\d+), (\d+), .*?\{(\d
 
 
 def test_the_dispatch_table_tells_what_the_code_is() -> None:
-    """Threads and LDS exactly; cycles and registers, on which compilers differ a little, to a tenth."""
+    """Threads exactly; cycles and registers to a tenth with the compiler they were taken from, roughly with others."""
+    margin = 0.1 if compiler()[0].endswith("clang-19") else 0.35
     rows = TABLE.findall((SOURCE.parent / "dispatch.cpp").read_text())
     assert len(rows) == len(PRODUCTS) // 2
     for path, threads, lds, *figures in rows:
@@ -124,5 +128,5 @@ def test_the_dispatch_table_tells_what_the_code_is() -> None:
             kernel = assembled()[f"qcompile_rdna3_{kind}_{dtype}_{rest}"]
             assert kernel.figures["max_flat_workgroup_size"] == int(threads)
             assert kernel.figures["group_segment_fixed_size"] <= int(lds) + 1024
-            assert abs(kernel.loop().cycles - int(cycles)) <= 0.1 * int(cycles)
-            assert abs(kernel.figures["vgpr_count"] - int(vgprs)) <= 0.1 * int(vgprs)
+            assert abs(kernel.loop().cycles - int(cycles)) <= margin * int(cycles)
+            assert abs(kernel.figures["vgpr_count"] - int(vgprs)) <= margin * int(vgprs)
