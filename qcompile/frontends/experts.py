@@ -32,7 +32,7 @@ class DequantizeMerged(ConversionOps):
         dtype = model.get_parameter(full_layer_name).dtype
         layers: dict[str, dict[str, list[Tensor]]] = {}
         for pattern, tensors in input_dict.items():
-            stem, _, part = pattern.rpartition(".")
+            stem, _dot, part = pattern.rpartition(".")
             layers.setdefault(stem, {})[part] = tensors if isinstance(tensors, list) else [tensors]
         result: dict[str, Any] = {}
         for stem, parts in layers.items():

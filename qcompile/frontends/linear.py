@@ -54,7 +54,15 @@ class PackedLinear(nn.Linear):
     OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point")
 
     def forward(self, input: Tensor) -> Tensor:
-        return _apply(input, self.stored(), self.structure, self.bias, self.input_scale, self.input_zero_point)
+        # Written out without helpers, because Dynamo traces this for every layer of a model.
+        layout, bits, group, n, k, activation = self.structure
+        if activation != "none":
+            input = fake_quantize(input, self.input_scale, self.input_zero_point, activation)
+        zeros = self.weight_global_scale if layout == "nvfp4" else self.weight_zero_point
+        packed, scales, order = self.weight_packed, self.weight_scale, self.weight_g_idx
+        weight = dequantize_packed(packed, scales, zeros, order, layout, bits, group, n, k, input.dtype)
+        bias: Tensor | None = self._parameters["bias"]
+        return nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros = self.weight_global_scale if self.structure.layout == "nvfp4" else self.weight_zero_point

@@ -39,6 +39,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "NVFP4A16": {"format": "nvfp4-pack-quantized"},
 }
 
+EVERYWHERE = ("W4A16 g32 asymmetric", "W8A8 dynamic")
+
 
 def bert() -> Any:
     return transformers.BertConfig(
@@ -91,23 +93,21 @@ def output(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_llama_is_the_librarys_own_bit_by_bit(scheme: str, tmp_path: Path) -> None:
-    path = compressed_tensors_folder(tmp_path, **SCHEMES[scheme]).path
-    expected, model = from_pretrained(path), from_pretrained(path)
+def test_names_and_hook(tmp_path: Path) -> None:
+    model = from_pretrained(compressed_tensors_folder(tmp_path, group=32).path)
     names = list(model.state_dict())
     assert prepare(model) is model
-    ids = token_ids(model.config)
-    assert torch.equal(output(model, ids), output(expected, ids))
     assert list(model.state_dict()) == names
     assert not hasattr(model, "ct_decompress_hook")
-    count = sum(isinstance(module, PackedLinear | ByteLinear) for module in model.modules())
-    assert count == 14
+    assert sum(isinstance(module, PackedLinear | ByteLinear) for module in model.modules()) == 14
     assert not prepared_notes(model)
 
 
-@pytest.mark.parametrize("scheme", ["W4A16 g32", "W4A16 g32 asymmetric", "W4A16 channel", "W8A8 dynamic", "W8A8 static asymmetric"])
-@pytest.mark.parametrize("kind", CONFIGS)
+# Every scheme on a Llama, two of them on the other kinds of model.
+PAIRS = [("llama", scheme) for scheme in SCHEMES] + [(kind, scheme) for kind in CONFIGS for scheme in EVERYWHERE if kind != "llama"]
+
+
+@pytest.mark.parametrize(("kind", "scheme"), PAIRS)
 def test_one_graph_and_the_right_numbers(kind: str, scheme: str, tmp_path: Path) -> None:
     path = compressed_tensors_folder(tmp_path, CONFIGS[kind](), **SCHEMES[scheme]).path
     expected, model = from_pretrained(path), prepare(from_pretrained(path))

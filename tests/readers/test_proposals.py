@@ -1,6 +1,5 @@
 """Readers propose every reading that fits dtypes and shapes, and among the proposals is the right one."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ def some_weight(n: int, k: int, groups: int, bits: int = 4) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("groups", [1, 2, 32])
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("v2", [False, True])
-@pytest.mark.parametrize(("n", "k"), [(32, 32), (64, 64), (8, 64), (64, 32)])
+@pytest.mark.parametrize(("n", "k"), [(32, 32), (8, 64), (64, 32)])
 def test_gptq(n: int, k: int, groups: int, act_order: bool, v2: bool) -> None:
     codes, scales, zeros = some_weight(n, k, groups)
     g_idx = torch.arange(k) // (k // groups)
@@ -50,7 +49,8 @@ def test_gptq(n: int, k: int, groups: int, act_order: bool, v2: bool) -> None:
         g_idx = g_idx[torch.randperm(k, generator=torch.Generator().manual_seed(0))]
     stored = gptq_tensors(codes, scales, zeros, g_idx.int(), 4, v2)
     expected = (codes - zeros[:, g_idx]).float() * scales[:, g_idx]
-    for order in itertools.permutations(stored.values()):
+    tensors = list(stored.values())
+    for order in (tensors, tensors[::-1]):  # the order in which a graph reads its constants says nothing
         readings = right_ones(cone(n, k, order), order, expected)
         assert readings
         assert readings[0].group == k // groups
