@@ -1,5 +1,6 @@
 """Accelerators from driver files and management libraries, without a GPU and without creating a context."""
 
+import ctypes
 import sys as system
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -136,3 +137,43 @@ def test_a_cpu_torch_cannot_use_a_gpu_that_is_there(tmp_path: Path) -> None:
     assert gpu.usable(found, "cpu") is None
     device = gpu.usable(found, "rocm")
     assert device is not None and device.arch == "gfx1100"
+
+
+class FakeNvml:
+    """As much of NVIDIA's management library as is used; the second device does not answer."""
+
+    closed = False
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802 - the library's own names
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 3
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = index.value + 1
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:  # noqa: N802
+        major._obj.value, minor._obj.value = 8 + handle.value // 2, 0
+        return 999 if handle.value == 2 else 0
+
+    def nvmlShutdown(self) -> int:  # noqa: N802
+        self.closed = True
+        return 0
+
+
+def test_nvidia_gpus_by_their_management_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeNvml()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    assert [(device.kind, device.arch) for device in gpu.from_nvml()] == [("cuda", "sm80"), ("cuda", "sm90")]
+    assert library.closed
+
+
+def test_no_nvidia_driver_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert gpu.from_nvml() == ()
