@@ -49,14 +49,19 @@ def _decide(state: State, site: GraphSite, verified: dict[tuple[str, Site], tupl
         site.report = replace(site.report, reasons=reasons, fallback=state.options.fallback)
         return
     able: list[tuple[float, int, Kernel]] = []
+    predicted: dict[str, float] = {}
     for number, kernel in enumerate(kernels().values()):
         against = (*_options_against(kernel, state.options), *_reasons(kernel, site.site, state.platform))
         if against:
             reasons[kernel.name] = against
-        else:
+            continue
+        try:
             able.append((_rank(kernel, site.site, state), number, kernel))
+            predicted[kernel.name] = kernel.seconds(site.site, 1, state.platform) * 1e3
+        except Exception as error:  # as in _reasons
+            able = [item for item in able if item[2] is not kernel]
+            reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
     able.sort(key=lambda item: item[:2])
-    predicted = {kernel.name: kernel.seconds(site.site, 1, state.platform) * 1e3 for _, _, kernel in able}
     sqnr: float | None = None
     for _, _, kernel in able:
         if site.kernel is not None:

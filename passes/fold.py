@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from qcompile.graph import value
+from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
 from qcompile.store import STORE, Recipe
 
@@ -16,19 +17,25 @@ log = logging.getLogger(__name__)
 def apply(state: State) -> None:
     """Evaluate the packing of served sites, and the dense weight of the others if fallback is "dense"."""
     made: dict[int, fx.Node] = {}
-    for site in state.sites:
-        try:
-            _fold(state, site, made)
-        except Exception as error:  # out of memory, a library's refusal, a released weight
-            if site.kernel is None:
-                raise
-            log.debug("folding %s", site.report.module, exc_info=True)
-            reasons = {**site.report.reasons, site.kernel.name: (f"packing failed: {type(error).__name__}: {error}",)}
-            site.report, site.kernel = replace(site.report, kernel=None, reasons=reasons), None
-            _fold(state, site, made)
+    state.sites = [after for site in state.sites for after in _folded(state, site, made)]
 
 
-def _fold(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
+def _folded(state: State, site: GraphSite, made: dict[int, fx.Node]) -> tuple[GraphSite, ...]:
+    try:
+        fold_site(state, site, made)
+    except Exception as error:  # out of memory, a library's refusal, a released weight
+        if site.kernel is None:
+            raise
+        log.debug("folding %s", site.report.module, exc_info=True)
+        parts = without_kernel(site, f"packing failed: {type(error).__name__}: {error}")
+        for part in parts:
+            fold_site(state, part, made)
+        return parts
+    return (site,)
+
+
+def fold_site(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
+    """Fold what one site reads; made: the graph inputs that exist already, by the id of their tensors."""
     if site.kernel is not None:
         x, *packed = (node for node in site.node.args if isinstance(node, fx.Node))
         inputs = _inputs(state, site, packed, site.kernel.retire_addresses, made)

@@ -107,6 +107,18 @@ def unfuse(site: GraphSite) -> tuple[GraphSite, ...]:
     return site.parts
 
 
+def without_kernel(site: GraphSite, reason: str) -> tuple[GraphSite, ...]:
+    """The site (or the parts of a fused one) after its kernel turned out not to work, `reason` in the report."""
+    assert site.kernel is not None
+    name, reasons = site.kernel.name, site.report.reasons
+    parts = unfuse(site) if site.parts else (site,)
+    for part in parts:
+        shared = {"predicted_ms": site.report.predicted_ms, "fallback": site.report.fallback}
+        part.report = replace(part.report, kernel=None, sqnr_db=None, reasons={**reasons, name: (reason,)}, **shared)
+        part.kernel = None
+    return parts
+
+
 def holds(state: State) -> list[str]:
     kinds = [_kind(site) for site in state.sites]
     return [

@@ -1,20 +1,39 @@
 """Afterwards kernel calls are the operators they consist of, and a site without a kernel is back as it was."""
 
+import logging
+
 from torch import fx
 
 from qcompile.graph import live_nodes
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall
+from qcompile.passes.fold import fold_site
+from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import GraphSite, Pass, State
+
+log = logging.getLogger(__name__)
 
 
 def apply(state: State) -> None:
-    """Copy the operators of each kind of call to every site of that kind."""
+    """Copy the operators of each kind of call to every site of that kind; a site whose call cannot be traced has no kernel."""
+    state.sites = [after for site in state.sites for after in _lowered(state, site)]
     for site in state.sites:
         if site.kernel is None:
             site.result.replace_all_uses_with(site.original)
-        else:
-            _lower(state, site)
+
+
+def _lowered(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
+    if site.kernel is None:
+        return (site,)
+    try:
+        _lower(state, site)
+    except Exception as error:  # a kernel's bug must not stop the user's model
+        log.debug("lowering %s", site.report.module, exc_info=True)
+        parts = without_kernel(site, f"its call cannot be traced: {type(error).__name__}: {error}")
+        for part in parts:
+            fold_site(state, part, {})
+        return parts
+    return (site,)
 
 
 def _lower(state: State, site: GraphSite) -> None:

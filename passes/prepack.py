@@ -1,11 +1,11 @@
 """Afterwards every served site is a call of its kernel on packed weights, and the packing stands in the graph, on constants."""
 
 import logging
-from dataclasses import replace
 
 from qcompile.graph import is_call
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall, emit_pack, operand_nodes
+from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import GraphSite, Pass, State
 
 log = logging.getLogger(__name__)
@@ -13,23 +13,20 @@ log = logging.getLogger(__name__)
 
 def apply(state: State) -> None:
     """Emit each site's packing; a site whose packing fails has no kernel any more."""
-    for site in state.sites:
-        if site.kernel is not None:
-            _prepack(state, site)
+    state.sites = [after for site in state.sites for after in _prepack(state, site)]
 
 
-def _prepack(state: State, site: GraphSite) -> None:
+def _prepack(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
     kernel = site.kernel
-    assert kernel is not None
+    if kernel is None:
+        return (site,)
     x = site.node.args[0]
     with state.graph.inserting_before(site.node):
         try:
             packed = emit_pack(state.graph, state.emit, kernel, site.site, operand_nodes(site))
         except Exception as error:  # a kernel's bug must not stop the user's model
             log.debug("packing for %s", kernel.name, exc_info=True)
-            reasons = {**site.report.reasons, kernel.name: (f"its packing failed: {error}",)}
-            site.report, site.kernel = replace(site.report, kernel=None, reasons=reasons), None
-            return
+            return without_kernel(site, f"its packing failed: {type(error).__name__}: {error}")
         node = state.graph.call_function(KernelCall(kernel, site.site), (x, *packed))
     node.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(node)
@@ -37,6 +34,7 @@ def _prepack(state: State, site: GraphSite) -> None:
         site.result = node
     state.graph.erase_node(site.node)
     site.node = node
+    return (site,)
 
 
 def holds(state: State) -> list[str]:

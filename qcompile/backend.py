@@ -149,10 +149,13 @@ class _Compilation:
             record(rows, self.number)
         else:
             self.explained.extend(rows)
-        dump.decisions(rows, state)
-        if rows:
-            log.info("graph %d: %s", self.number, Report(tuple(rows)).summary)
-            emit_trace(Report(tuple(rows)))
+        try:
+            dump.decisions(rows, state)
+            if rows:
+                log.info("graph %d: %s", self.number, Report(tuple(rows)).summary)
+                emit_trace(Report(tuple(rows)))
+        except Exception:  # what is written about a graph must not stop it
+            log.warning("graph %d: its report could not be written", self.number, exc_info=True)
 
     def _runner(
         self, state: State, pristine: fx.GraphModule, position: dict[fx.Node, int], inputs: list[Any], kwargs: dict[str, Any]

@@ -1,0 +1,430 @@
+"""Every option does what it says, and nothing that goes wrong inside stops the user's model."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.packed_linears import Stack
+from support.spellings import BF16, K, N, SPELLINGS, Spelling, Written, int4, int8, linear, scale
+from torch import Tensor
+
+import qcompile
+from qcompile import passes as pipeline_of
+from qcompile.errors import OptionError, UnknownNameError, UnservedError
+from qcompile.kernels import TARGETS, Kernel, Site
+from qcompile.kernels import kernels as known
+from qcompile.meaning import Operands, dequantize, sqnr_db
+from qcompile.options import Options, resolve
+from qcompile.report import SiteReport
+from qcompile.targets import reference
+
+X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
+EVERYTHING = tuple(TARGETS)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def spelling(name: str) -> Spelling:
+    return next(row for row in SPELLINGS if row.name == name)
+
+
+def run(model: Any, **options: Any) -> tuple[SiteReport, ...]:
+    """Compile, compare with eager, and return the report's rows."""
+    with torch.no_grad():
+        want = model(X)
+        got = torch.compile(model, backend="qcompile", options={"rest": "eager", **options})(X)
+    assert sqnr_db(want, got) >= 40
+    return qcompile.report().sites
+
+
+# Kernels made for a test: rows beside the real ones.
+
+
+def right_call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    w = reference.operands(packed, site)
+    return linear(x, dequantize(w.codes, w.scales, w.zeros, site.group, site.codebook, x.dtype))
+
+
+def fake(name: str, **fields: Any) -> Kernel:
+    given = {"call": right_call, "seconds": lambda site, m, where: 1e-9, **fields}
+    return replace(reference.KERNELS[0], name=f"fake.{name}", **given)
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    rows = dict(known())
+
+    def add(*new: Kernel) -> None:
+        rows.update({row.name: row for row in new})
+
+    for module in ("qcompile.kernels", "qcompile.passes.choose"):
+        monkeypatch.setattr(sys.modules[module], "kernels", lambda: rows)
+    monkeypatch.setattr(sys.modules["qcompile.kernels"], "TARGETS", (*TARGETS, "fake"))
+    return add
+
+
+def wrong_call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    return right_call(x, packed, site) * 1.02
+
+
+def raising(*_: Any) -> Any:
+    raise RuntimeError("this kernel is broken")
+
+
+def untraceable_pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    return reference.pack(weight, site) if float(weight.scales.sum()) > 0 else ()
+
+
+# Names and values.
+
+
+def test_unknown_options_list_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="unknown option 'kernel'. Did you mean 'kernels'.*fallback.*verify"):
+        resolve({"kernel": ["native"]})
+
+
+def test_unknown_kernels_list_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"'zentorc'. Did you mean 'zentorch'.*native\.int4.*reference"):
+        resolve({"disable": ["zentorc"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rest", "tvm"), ("fallback", "sparse"), ("verify", True), ("allow_a8", "maybe"), ("fuel", -1), ("kernels", 3), ("dump", 5), ("release", 1)],
+)
+def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}': expected .*, got "):
+        resolve({name: value})
+
+
+def test_wrong_options_reach_the_caller() -> None:
+    model = spelling("linear of the scaled").model()
+    with pytest.raises(Exception, match="unknown option 'kernel'"), torch.no_grad():
+        torch.compile(model, backend="qcompile", options={"kernel": ["native"]})(X)
+    with pytest.raises(UnknownNameError, match="unknown option 'kernel'"):
+        qcompile.compile(model, kernel=["native"])
+
+
+ENVIRONMENT: dict[str, tuple[str, Any]] = {
+    "kernels": ("native, reference", ("native", "reference")),
+    "disable": ("zentorch", ("zentorch",)),
+    "rest": ("eager", "eager"),
+    "fallback": ("packed", "packed"),
+    "verify": ("off", "off"),
+    "allow_a8": ("1", True),
+    "dump": ("/tmp/somewhere", Path("/tmp/somewhere")),
+    "platform": ("zen4", "zen4"),
+    "release": ("yes", True),
+    "check": ("true", True),
+    "fuel": ("3", 3),
+}
+
+
+def test_every_option_has_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(ENVIRONMENT) == set(Options.__dataclass_fields__)
+    for name, (text, _) in ENVIRONMENT.items():
+        monkeypatch.setenv(f"QCOMPILE_{name.upper()}", text)
+    assert resolve() == Options(**{name: value for name, (_, value) in ENVIRONMENT.items()})
+    assert resolve({"fuel": 5}).fuel == 5
+
+
+def test_the_environment_reaches_the_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCOMPILE_KERNELS", "reference")
+    assert [row.kernel for row in run(Stack(1))] == ["reference.quantized_linear"] * 4
+
+
+# Choice.
+
+
+def test_kernels_is_a_list_in_order(register: Any) -> None:
+    register(fake("slow", seconds=lambda site, m, where: 1.0), fake("fast"))
+    assert run(Stack(1))[0].kernel == "fake.fast"
+    torch._dynamo.reset()
+    rows = run(Stack(1), kernels=["fake.slow", "fake"])
+    assert rows[0].kernel == "fake.slow"
+    assert "preferred" in rows[0].reasons["fake.fast"][0]
+    assert rows[0].reasons["reference.quantized_linear"] == ("not in option kernels",)
+
+
+@pytest.mark.parametrize("name", ["fake", "fake.fast"])
+def test_disable_takes_targets_and_kernels(register: Any, name: str) -> None:
+    register(fake("fast"))
+    rows = run(Stack(1), disable=[name])
+    assert rows[0].kernel != "fake.fast"
+    assert rows[0].reasons["fake.fast"] == ("disabled by option disable",)
+
+
+def test_every_other_kernel_has_a_reason() -> None:
+    for row in run(Stack(1)):
+        assert set(row.reasons) == set(known()) - {row.kernel}
+        assert all(sentences and all(sentences) for sentences in row.reasons.values())
+
+
+def test_fallback_dense_folds_the_weight() -> None:
+    rows = run(Stack(1), disable=EVERYTHING)
+    assert {(row.kernel, row.fallback) for row in rows} == {(None, "dense")}
+    assert all(row.bytes_after > row.bytes_before for row in rows)
+
+
+def test_fallback_packed_leaves_the_weight() -> None:
+    rows = run(Stack(1), disable=EVERYTHING, fallback="packed")
+    assert {(row.kernel, row.fallback) for row in rows} == {(None, "packed")}
+    assert all(row.bytes_after == row.bytes_before for row in rows)
+
+
+def test_fallback_error_names_layers_and_reasons() -> None:
+    with pytest.raises(Exception, match=r"layers\.0\.gate: .*disabled by option disable") as caught, torch.no_grad():
+        torch.compile(Stack(1), backend="qcompile", options={"rest": "eager", "fallback": "error", "disable": EVERYTHING})(X)
+    assert isinstance(caught.value, UnservedError) or isinstance(caught.value.__cause__, UnservedError) or "UnservedError" in str(caught.value)
+
+
+def test_fallback_error_names_declined_layers() -> None:
+    model = Written(lambda m, x: linear(x, m.w.to(BF16) + m.s), {"w": int8(), "s": torch.randn(N, K).to(BF16)})
+    with pytest.raises(Exception, match="integers"), torch.no_grad():
+        torch.compile(model, backend="qcompile", options={"rest": "eager", "fallback": "error"})(X)
+
+
+@pytest.mark.parametrize("fuel", range(5))
+def test_fuel_counts_rewrites(fuel: int) -> None:
+    rows = run(Stack(1), kernels=["reference"], fuel=fuel)
+    assert sum(row.kernel is not None for row in rows) == fuel
+    assert [row.declined for row in rows if row.kernel is None] == ["the rewrite budget (option fuel) is used up"] * (4 - fuel)
+
+
+def test_check_runs_the_graph_after_every_pass() -> None:
+    assert [row.kernel for row in run(Stack(1), kernels=["reference"], check=True)] == ["reference.quantized_linear"] * 4
+
+
+def test_check_finds_a_pass_that_changes_the_numbers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def spoil(state: Any) -> None:
+        (output,) = state.graph.find_nodes(op="output")
+        (result,) = output.args[0]
+        with state.graph.inserting_before(output):
+            double = state.graph.call_function(torch.ops.aten.mul.Tensor, (result, 2))
+        double.meta = dict(result.meta)
+        output.args = ([double],)
+
+    _replace_pass(monkeypatch, "cleanup", spoil)
+    rows = run(Stack(1), kernels=["reference"], check=True)
+    assert "after cleanup: output 0 changed" in rows[0].declined
+    assert "after cleanup: output 0 changed" in caplog.text
+
+
+# Wrong and broken kernels.
+
+
+@pytest.mark.parametrize("verify", ["structure", "every"])
+def test_a_wrong_kernel_is_refused(register: Any, verify: str) -> None:
+    register(fake("wrong", call=wrong_call))
+    for row in run(Stack(1), verify=verify):
+        assert row.kernel != "fake.wrong"
+        assert "wrong on a probe: 33." in row.reasons["fake.wrong"][0]
+
+
+def test_verify_off_believes_the_kernel(register: Any) -> None:
+    register(fake("wrong", call=wrong_call))
+    model = spelling("linear of the scaled").model()
+    with torch.no_grad():
+        got = torch.compile(model, backend="qcompile", options={"rest": "eager", "verify": "off"})(X)
+        assert 33 < sqnr_db(model(X), got) < 35
+    (row,) = qcompile.report().sites
+    assert (row.kernel, row.sqnr_db) == ("fake.wrong", None)
+
+
+def test_verify_structure_asks_once_and_every_asks_for_each(register: Any) -> None:
+    asked: list[int] = []
+
+    def counted(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+        asked.append(site.n)
+        return right_call(x, packed, site)
+
+    register(fake("counted", call=counted))
+    counts = []
+    for verify in ("off", "structure", "every"):
+        torch._dynamo.reset()
+        asked.clear()
+        run(Stack(3), verify=verify)
+        counts.append(len(asked))
+    off, structure, every = counts
+    assert off < structure < every
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "pack": {"pack": raising},
+    "call": {"call": raising},
+    "untraceable pack": {"pack": untraceable_pack},
+    "shape": {"call": lambda x, packed, site: right_call(x, packed, site)[..., :-1]},
+    "dtype": {"call": lambda x, packed, site: right_call(x, packed, site).double()},
+    "NaN": {"call": lambda x, packed, site: right_call(x, packed, site) * float("nan")},
+    "refuses": {"refuses": raising},
+    "missing": {"missing": raising},
+    "seconds": {"seconds": raising},
+}
+
+
+@pytest.mark.parametrize("verify", ["structure", "off"])
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_broken_kernel_does_not_stop_the_model(register: Any, part: str, verify: str) -> None:
+    if verify == "off" and part in {"NaN", "shape", "dtype"}:
+        return  # nothing looks at the numbers then
+    register(fake("broken", **BROKEN[part]))
+    rows = run(Stack(1), verify=verify)
+    assert len(rows) == 4
+    for row in rows:
+        assert row.kernel != "fake.broken" and (row.kernel or verify == "off")
+        assert row.reasons["fake.broken"][0]
+
+
+@pytest.mark.parametrize("verify", ["structure", "off"])
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_broken_kernel_alone_leaves_the_model_dense(register: Any, part: str, verify: str) -> None:
+    if verify == "off" and part in {"NaN", "shape", "dtype"}:
+        return
+    register(fake("broken", **BROKEN[part]))
+    rows = run(Stack(1), verify=verify, disable=EVERYTHING)
+    assert [row.kernel for row in rows] == [None] * 4
+    assert all(row.reasons["fake.broken"][0] for row in rows)
+
+
+def test_a_pack_that_fails_only_when_folding(register: Any) -> None:
+    """The second packing fails, after the kernel was verified and chosen."""
+    calls: list[int] = []
+
+    def fails_later(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+        return (torch.ops.aten.alias.default(weight.codes), weight.scales)
+
+    register(fake("late", pack=fails_later))
+    from qcompile.store import Recipe  # noqa: PLC0415 - to fail from inside
+
+    evaluate = Recipe.evaluate
+
+    def limited(self: Recipe, leaves: Any) -> Any:
+        if any("alias" in str(node.target) for node in self.graph.nodes):
+            calls.append(1)
+            if len(calls) > 1:
+                raise MemoryError("no memory")
+        return evaluate(self, leaves)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, "evaluate", limited)
+        rows = run(Stack(2))
+    assert len(rows) == 8
+    failed = [row for row in rows if "fake.late" in row.reasons]
+    assert failed and all("no memory" in row.reasons["fake.late"][0] for row in failed)
+
+
+# Faults inside.
+
+
+def _replace_pass(monkeypatch: pytest.MonkeyPatch, name: str, apply: Any) -> None:
+    steps = tuple(replace(step, apply=apply) if step.name == name else step for step in pipeline_of.PIPELINE)
+    monkeypatch.setattr("qcompile.backend.PIPELINE", steps)
+
+
+@pytest.mark.parametrize("rest", ["eager", "inductor"])
+@pytest.mark.parametrize("name", [step.name for step in pipeline_of.PIPELINE])
+def test_a_pass_that_raises_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch, name: str, rest: str) -> None:
+    if rest == "inductor" and name not in {"recognize", "lower"}:
+        return  # seconds each
+    original = next(step.apply for step in pipeline_of.PIPELINE if step.name == name)
+
+    def half(state: Any) -> None:
+        original(state)
+        raise RuntimeError("broken pass")
+
+    _replace_pass(monkeypatch, name, half)
+    (row,) = run(Stack(1), rest=rest, kernels=["reference"])
+    assert row.declined == "the graph is compiled unchanged: RuntimeError: broken pass"
+
+
+@pytest.mark.parametrize("name", [step.name for step in pipeline_of.PIPELINE])
+def test_a_pass_that_breaks_the_graph_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def break_graph(state: Any) -> None:
+        nodes = list(state.graph.nodes)
+        nodes[0].prepend(nodes[-2])  # uses its arguments before they exist
+
+    _replace_pass(monkeypatch, name, break_graph)
+    (row,) = run(Stack(1), kernels=["reference"])
+    assert row.declined.startswith("the graph is compiled unchanged")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "qcompile.cones.Reader.read",
+        "qcompile.passes.recognize.find_product",
+        "qcompile.passes.recognize.raise_product",
+        "qcompile.passes.recognize.recognize_activation",
+        "qcompile.passes.choose.verify",
+        "qcompile.store.Store.fetch",
+        "qcompile.backend.Runner",
+        "qcompile.backend.Report",
+        "qcompile.backend._reorder",
+    ],
+)
+def test_any_part_that_raises_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    monkeypatch.setattr(target, raising)
+    run(Stack(1), kernels=["reference"])
+
+
+def test_passes_out_of_order_are_an_error() -> None:
+    from qcompile.errors import PassOrderError  # noqa: PLC0415
+    from qcompile.pipeline import check_order  # noqa: PLC0415
+
+    with pytest.raises(PassOrderError, match="pass 'cleanup' needs lowered"):
+        check_order(tuple(step for step in pipeline_of.PIPELINE if step.name != "lower"))
+
+
+# Files.
+
+
+def test_dump_writes_every_step(tmp_path: Path) -> None:
+    run(Stack(1), kernels=["reference"], dump=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    names = {path.name for path in folder.iterdir()}
+    for number, step in enumerate(pipeline_of.PIPELINE):
+        assert {f"{number:02d}_before_{step.name}.txt", f"{number:02d}_after_{step.name}.txt"} <= names
+    assert {"decisions.txt", "decisions.json", "packing.txt", "graph.dot", "graph.svg"} <= names
+    decisions = json.loads((folder / "decisions.json").read_text())
+    assert [site["kernel"] for site in decisions["sites"]] == ["reference.quantized_linear"] * 4
+    last = (folder / f"{len(pipeline_of.PIPELINE) - 1:02d}_after_cleanup.txt").read_text()
+    assert "dequantize_packed" not in last and "packed 0" in last
+    assert (folder / "graph.svg").read_text().startswith("<svg") and "layers.0.down" in (folder / "graph.svg").read_text()
+    assert "layers.0.down" in (folder / "packing.txt").read_text()
+
+
+def test_a_dump_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert len(run(Stack(1), kernels=["reference"], dump=file)) == 4
+    assert "could not be written" in caplog.text
+
+
+def test_no_dump_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Stack(1), kernels=["reference"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("platform", ["zen5", "x86-64-avx2", "gfx1100", "xpu"])
+def test_another_platform_is_only_rewritten_for(platform: str) -> None:
+    model = Written(lambda m, x: linear(x, m.q * m.s), {"q": int4(), "s": scale(N, 1)})
+    report = qcompile.explain(model, X, platform=platform)
+    assert len(report.sites) == 1 and report.sites[0].bits == 4
+    assert set(report.sites[0].reasons) | {report.sites[0].kernel} >= set(known())
+
+
+def test_explain_runs_and_records_nothing() -> None:
+    report = qcompile.explain(Stack(1), X, options={"kernels": ["reference"]})
+    assert [row.kernel for row in report.sites] == ["reference.quantized_linear"] * 4
+    assert qcompile.report().sites == ()
