@@ -18,7 +18,7 @@
 namespace qcompile {
 namespace {
 
-inline __m512 load_scales(const PackedWeight& weight, int64_t meta) {
+inline __m512 load_scales_512(const PackedWeight& weight, int64_t meta) {
   if (weight.shape.scale_kind == ScaleKind::f32) return _mm512_loadu_ps(weight.scales + meta * 4);
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + meta * 2));
   if (weight.shape.scale_kind == ScaleKind::fp16) return _mm512_cvtph_ps(half);
@@ -41,7 +41,7 @@ inline __m512 load_bias(const PanelArgs& args, int64_t column) {
   return _mm512_maskz_loadu_ps(lanes_of(args.weight->shape.n - column), args.output.bias + column);
 }
 
-inline void store_row(const PanelArgs& args, int64_t row, int64_t column, __m512 value) {
+inline void store_row_512(const PanelArgs& args, int64_t row, int64_t column, __m512 value) {
   const __mmask16 lanes = lanes_of(args.weight->shape.n - column);
   uint16_t* at = static_cast<uint16_t*>(args.output.y) + row * args.output.stride + column;
   const __m256i half = args.dtype == Dtype::fp16
@@ -152,7 +152,7 @@ struct Bf16Body {
               sum[r][p % kChains] = _mm512_dpbf16_ps(sum[r][p % kChains], w.pairs[p], pair_of(x + p * R + r));
         }
         const int64_t meta = (block * groups + g) * kBlock;
-        const __m512 scale = load_scales(weight, meta), offset = load_offsets<kBits>(weight, meta);
+        const __m512 scale = load_scales_512(weight, meta), offset = load_offsets<kBits>(weight, meta);
         QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
           __m512 all = sum[r][0];
           if constexpr (kChains == 2) all = _mm512_add_ps(sum[r][0], sum[r][1]);
@@ -165,9 +165,9 @@ struct Bf16Body {
       const __m512 bias = load_bias(args, block * kBlock);
       if (args.dtype == Dtype::fp16) {
         for (int r = 0; r + 1 < R; r += 2)
-          store_row(args, r / 2, block * kBlock, _mm512_add_ps(_mm512_add_ps(total[r], total[r + 1]), bias));
+          store_row_512(args, r / 2, block * kBlock, _mm512_add_ps(_mm512_add_ps(total[r], total[r + 1]), bias));
       } else {
-        for (int r = 0; r < R; ++r) store_row(args, r, block * kBlock, _mm512_add_ps(total[r], bias));
+        for (int r = 0; r < R; ++r) store_row_512(args, r, block * kBlock, _mm512_add_ps(total[r], bias));
       }
     }
   }

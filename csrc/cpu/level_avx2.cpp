@@ -4,6 +4,7 @@
 #include "cpu/float_body.h"
 #include "cpu/int4_a8_body.h"
 #include "cpu/int8_body.h"
+#include "cpu/probe_body.h"
 
 namespace qcompile {
 namespace {
@@ -14,8 +15,15 @@ constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_
 constexpr LinearKernel kInt8 = Panels<Int8Body<WordDot, kRows>>::kernel("int8_avx2");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleMaddDot, kRows>>::kernel("int4_a8_avx2");
 
+// Pairs of 16-bit numbers, which bytes are widened to.
+double probe_words(int64_t rounds) {
+  return probe_multiply<Ints>(rounds, 4.0 * kWidth, [](const Ints& sum, const Ints& a, const Ints& b) __attribute__((always_inline)) {
+    return multiply_words(sum, a) + b;
+  });
+}
+
 }  // namespace
 
-const LevelKernels kAvx2Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8};
+const LevelKernels kAvx2Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, probe_floats, probe_words, probe_read};
 
 }  // namespace qcompile

@@ -4,6 +4,7 @@
 #include "cpu/dots.h"
 #include "cpu/int4_a8_body.h"
 #include "cpu/int8_body.h"
+#include "cpu/probe_body.h"
 
 namespace qcompile {
 namespace {
@@ -12,8 +13,14 @@ constexpr int64_t kRows = 12;
 constexpr LinearKernel kInt8 = Panels<Int8Body<ByteDot, kRows>>::kernel("int8_avx512_vnni");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleDot, kRows>>::kernel("int4_a8_avx512_vnni");
 
+double probe_bytes(int64_t rounds) {
+  return probe_multiply<Ints>(rounds, 8.0 * kWidth, [](const Ints& sum, const Ints& a, const Ints& b) __attribute__((always_inline)) {
+    return multiply_add(sum, a, b);
+  });
+}
+
 }  // namespace
 
-const LevelKernels kAvx512VnniKernels = {nullptr, nullptr, &kInt8, &kInt4A8};
+const LevelKernels kAvx512VnniKernels = {nullptr, nullptr, &kInt8, &kInt4A8, nullptr, probe_bytes, nullptr};
 
 }  // namespace qcompile

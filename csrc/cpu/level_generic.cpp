@@ -1,6 +1,7 @@
 // Level "generic": plain C++ in vectors of 4 floats, which SSE2 and NEON both have and the compiler emulates elsewhere.
 #define QCOMPILE_WIDTH 4
 #include "cpu/float_body.h"
+#include "cpu/probe_body.h"
 
 namespace qcompile {
 namespace {
@@ -13,6 +14,6 @@ constexpr LinearKernel kInt4A8 = Panels<FloatBody<4, kRows, true>>::kernel("int4
 
 }  // namespace
 
-const LevelKernels kGenericKernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8};
+const LevelKernels kGenericKernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, probe_floats, probe_floats, probe_read};
 
 }  // namespace qcompile

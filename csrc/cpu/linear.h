@@ -68,10 +68,19 @@ struct LevelKernels {
   const LinearKernel* int8_a16;
   const LinearKernel* int8;
   const LinearKernel* int4_a8;
+  // The best that can be: operations (a product and a sum count two) done in `rounds` rounds, by one thread.
+  double (*most_wide)(int64_t rounds);
+  double (*most_bytes)(int64_t rounds);
+  uint32_t (*read)(const uint8_t* from, int64_t bytes);
 };
 extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels;
 
 // The implementation that a level uses for a family and a dtype of x.
 const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype);
+
+// The same for the three loops that do nothing but multiply x as it is (bfloat16 where the level has it), bytes, or read.
+double (*most_wide_of(Isa isa))(int64_t rounds);
+double (*most_bytes_of(Isa isa))(int64_t rounds);
+uint32_t (*read_of(Isa isa))(const uint8_t* from, int64_t bytes);
 
 }  // namespace qcompile

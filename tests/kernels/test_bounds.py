@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ LEVELS = {
 }
 # Undefined behaviour is looked for in what runs everywhere only: with it, the vector code of all levels takes minutes to compile.
 ADDRESS = ("-fsanitize=address",)
-UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+UNDEFINED: tuple[str, ...] = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
 LEAST_PRODUCTS = 9 * 2 * 3 * 3 * 2 * 9  # shapes, bits, variants, dtypes, rounded or not, rows: for one level
 
 
@@ -49,12 +50,11 @@ def test_every_kernel_under_address_sanitizer(tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    sources: dict[Path, tuple[str, ...]] = {CSRC / name: UNDEFINED for name in PLAIN} | {
-        Path(__file__).with_name("bounds.cpp"): UNDEFINED
-    }
+    sources = dict.fromkeys((*(CSRC / name for name in PLAIN), Path(__file__).with_name("bounds.cpp")), UNDEFINED)
     if platform.machine() in ("x86_64", "AMD64"):
         sources |= {CSRC / name: flags for name, flags in LEVELS.items()}
-    objects = [compile_one(compiler, source, flags, tmp_path) for source, flags in sources.items()]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda item: compile_one(compiler, item[0], item[1], tmp_path), sources.items()))
     program = tmp_path / "bounds"
     done = subprocess.run(
         [compiler, *ADDRESS, *UNDEFINED, *map(str, objects), "-o", str(program)],

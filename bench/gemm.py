@@ -1,0 +1,293 @@
+"""Times quantized linears through `qcompile.pack_linear` against the limits of the machine, measured in the same run.
+
+Every kernel that runs here, dense bfloat16, and dense bfloat16 prepacked by oneDNN are called in turn (paired), each time with
+another copy of the weight, so that weights come from memory. A time over its limit max(bytes read / bandwidth, operations / peak)
+of 1.0 is perfect; the relative L2 error stands beside it, because a fast wrong kernel is no result. Kernels that round
+activations to 8 bit are held against the limit of 8-bit products and stand in a table of their own.
+
+    python bench/gemm.py --shapes 4096x4096 4096x11008 --m 1,2,4,8,16,32,64,128,256,512 --out bench-output/gemm
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import qcompile
+from qcompile.errors import KernelRefusedError
+from qcompile.kernels import kernels
+from qcompile.meaning import ActivationQuant, QuantizedWeight
+from qcompile.targets.native_ops import missing_ops
+
+COLD_BYTES = 96 << 20  # more than the last cache holds
+PROBE_BYTES = 256 << 20
+NEVER = ("reference.quantized_linear", "xpu.", "rdna3.")
+ROUNDS = ("native.int8", "native.int4_a8", "zentorch.dynamic_qlinear", "torch.qlinear_int8")
+TOKEN = ActivationQuant("token", 127.0, -127)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes per second read, operations per second of bfloat16 (or the best wide product) and of bytes."""
+
+    read: float
+    wide: float
+    bytes: float
+
+    def seconds(self, size: int, operations: float, *, rounds: bool) -> float:
+        return max(size / self.read, operations / (self.bytes if rounds else self.wide))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell: median and 10 % quantile of the times, in seconds, and the error of the result."""
+
+    kernel: str
+    n: int
+    k: int
+    m: int
+    bits: int
+    group: int
+    median: float
+    low: float
+    limit: float
+    error: float
+    rounds: bool
+
+    @property
+    def ratio(self) -> float:
+        return self.median / self.limit
+
+    @property
+    def low_ratio(self) -> float:
+        return self.low / self.limit
+
+
+@dataclass(slots=True)
+class Peer:
+    """A kernel with several copies of the same packed weight, called in turn."""
+
+    name: str
+    copies: list[Callable[[Tensor], Tensor]]
+    size: int
+    rounds: bool
+    at: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.at = (self.at + 1) % len(self.copies)
+        return self.copies[self.at](x)
+
+
+def measured(call: Callable[[], float], repeats: int) -> float:
+    """The best rate of several runs; `call` returns what it did."""
+    best = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        done = call()
+        best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+def limits() -> Limits:
+    """Measured now, with torch's threads, by the loops of csrc/cpu/probe_body.h."""
+    buffer = torch.ones(PROBE_BYTES, dtype=torch.uint8)
+    ops = torch.ops.qcompile
+
+    def read() -> float:
+        ops.native_probe_read(buffer)
+        return float(PROBE_BYTES)
+
+    wide = measured(lambda: float(ops.native_probe_multiply(False, 20_000)), 60)
+    octets = measured(lambda: float(ops.native_probe_multiply(True, 20_000)), 60)
+    return Limits(measured(read, 8), wide, octets)
+
+
+def quantized(n: int, k: int, bits: int, group: int, *, zeros: bool) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(n + k)
+    low = 0 if zeros and bits == 4 else -(1 << (bits - 1))
+    codes = torch.randint(low, low + (1 << bits), (n, k), generator=generator).to(torch.int8)
+    scales = (torch.rand(n, k // group, generator=generator) * 0.02 + 0.001).bfloat16()
+    points = torch.randint(0, 17, (n, k // group), generator=generator).to(torch.int8) if zeros else None
+    return QuantizedWeight(codes, scales, points, bits, group)
+
+
+def copies_of(size: int) -> int:
+    return max(2, -(-COLD_BYTES // size))
+
+
+def stored_bytes(weight: QuantizedWeight) -> int:
+    """What any kernel has to read: codes of `bits` bits, 16-bit scales, zero points of a byte."""
+    groups = weight.scales.numel()
+    return weight.codes.numel() * weight.bits // 8 + groups * 2 + (groups if weight.zeros is not None else 0)
+
+
+def peers(weight: QuantizedWeight, wanted: list[str] | None) -> Iterator[Peer]:
+    """Every kernel that takes the weight here, then the dense ones; reasons of the others are printed."""
+    size = stored_bytes(weight)
+    for name in kernels():
+        if name.startswith(NEVER) or (wanted and not name.startswith(tuple(wanted))):
+            continue
+        rounds = name in ROUNDS
+        asked = TOKEN if rounds and weight.bits == 8 else ActivationQuant()
+        if weight.bits == 4 and rounds and name != "native.int4_a8":
+            continue  # kernels of 8-bit weights would read twice the bytes
+        if weight.bits == 4 and name in ("native.int8_a16", "torch.int8pack"):
+            continue
+        try:
+            copies = [qcompile.pack_linear(weight, name, activation=asked, allow_a8=rounds) for _ in range(copies_of(size))]
+        except KernelRefusedError as error:
+            print(f"  {name}: {' '.join(str(error).split())}")
+            continue
+        yield Peer(name, copies, size, rounds)
+    if not wanted or "dense" in wanted:
+        yield from dense_peers(weight)
+
+
+def dense_peers(weight: QuantizedWeight) -> Iterator[Peer]:
+    """bfloat16 F.linear and oneDNN's with a reordered weight; their own limit is the bytes of a packed weight, as it could be."""
+    dense = weight.dequantize(torch.bfloat16)
+    plain = [dense.clone() for _ in range(copies_of(dense.numel() * 2))]
+    yield Peer("dense", [lambda x, w=w: torch.nn.functional.linear(x, w) for w in plain], stored_bytes(weight), False)
+    if not torch.backends.mkldnn.is_available():
+        return
+    packed = [torch.ops.mkldnn._reorder_linear_weight(w, 64) for w in plain]
+
+    def call(x: Tensor, w: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        return y
+
+    yield Peer("dense prepacked", [lambda x, w=w: call(x, w) for w in packed], stored_bytes(weight), False)
+
+
+def time_all(all_peers: list[Peer], x: Tensor, repeats: int) -> dict[str, list[float]]:
+    """Times of every peer, called in turn."""
+    times: dict[str, list[float]] = {peer.name: [] for peer in all_peers}
+    for _ in range(repeats):
+        for peer in all_peers:
+            start = time.perf_counter()
+            peer(x)
+            times[peer.name].append(time.perf_counter() - start)
+    return times
+
+
+def bench_shape(
+    n: int, k: int, bits: int, group: int, ms: list[int], *, zeros: bool, wanted: list[str] | None, budget: float
+) -> list[Row]:
+    weight = quantized(n, k, bits, group, zeros=zeros)
+    limit, all_peers = limits(), list(peers(weight, wanted))
+    exact = weight.dequantize()
+    rows = []
+    rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in asdict(limit).items())
+    print(f"{k}x{n} {bits} bit g{group}, giga per second: {rates}")
+    for m in ms:
+        x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
+        wanted_y = x.float() @ exact.T
+        errors = {peer.name: float((peer(x).float() - wanted_y).norm() / wanted_y.norm()) for peer in all_peers}
+        once = sum(min(times) for times in time_all(all_peers, x, 2).values())
+        times = time_all(all_peers, x, max(5, min(200, int(budget / max(once, 1e-6)))))
+        for peer in all_peers:
+            ordered = sorted(times[peer.name])
+            row = Row(
+                kernel=peer.name,
+                n=n,
+                k=k,
+                m=m,
+                bits=bits,
+                group=group,
+                median=statistics.median(ordered),
+                low=ordered[len(ordered) // 10],
+                limit=limit.seconds(peer.size, 2.0 * m * n * k, rounds=peer.rounds),
+                error=errors[peer.name],
+                rounds=peer.rounds,
+            )
+            rows.append(row)
+            ratios = f"{row.ratio:6.2f} ({row.low_ratio:5.2f}) x limit"
+            print(f"  m={m:<4} {row.kernel:<26} {row.median * 1e3:9.3f} ms  {ratios}  error {row.error:.1e}")
+    return rows
+
+
+def table(rows: list[Row], *, rounds: bool) -> str:
+    """Markdown: geometric mean over shapes of time / limit, by kernel and rows; in brackets of the 10 % quantile; largest error."""
+    rows = [row for row in rows if row.rounds == rounds]
+    ms = sorted({row.m for row in rows})
+    lines = ["| kernel | " + " | ".join(f"M={m}" for m in ms) + " | error |", "|---" * (len(ms) + 2) + "|"]
+    for name in dict.fromkeys(row.kernel for row in rows):
+        mine = [row for row in rows if row.kernel == name]
+        cells = []
+        for m in ms:
+            cell = [row for row in mine if row.m == m]
+            ratios = (
+                statistics.geometric_mean([row.ratio for row in cell]),
+                statistics.geometric_mean([row.low_ratio for row in cell]),
+            )
+            cells.append(f"{ratios[0]:.2f} ({ratios[1]:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(row.error for row in mine):.0e} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> bool:
+    """Time over M against the limit for every kernel; False without matplotlib."""
+    try:
+        from matplotlib import pyplot  # noqa: PLC0415 - optional
+    except ImportError:
+        return False
+    shapes = list(dict.fromkeys((row.k, row.n, row.bits) for row in rows))
+    figure, axes = pyplot.subplots(1, len(shapes), figsize=(6 * len(shapes), 5), squeeze=False)
+    for axis, (k, n, bits) in zip(axes[0], shapes, strict=True):
+        here = [row for row in rows if (row.k, row.n, row.bits) == (k, n, bits)]
+        for name in dict.fromkeys(row.kernel for row in here):
+            mine = [row for row in here if row.kernel == name]
+            axis.plot([row.m for row in mine], [row.low * 1e3 for row in mine], marker="o", label=name)
+        for rounds, style in ((False, "k--"), (True, "k:")):
+            mine = sorted({(row.m, row.limit * 1e3) for row in here if row.rounds == rounds})
+            axis.plot([m for m, _ in mine], [limit for _, limit in mine], style, label="limit, 8-bit x" if rounds else "limit")
+        axis.set(xscale="log", yscale="log", xlabel="rows (M)", ylabel="ms", title=f"K={k} N={n}, {bits} bit")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "4096x11008", "2048x8192"], help="KxN")
+    parser.add_argument("--m", default="1,2,4,8,16,32,64,128,256,512", help="row counts")
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--group", type=int, default=None, help="default: 128 for 4 bit, K for 8 bit")
+    parser.add_argument("--zeros", action="store_true", help="with zero points")
+    parser.add_argument("--kernels", nargs="+", help="names or beginnings of names, and 'dense'")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--budget", type=float, default=1.5, help="seconds for each row count of each shape")
+    parser.add_argument("--out", type=Path, help="folder for gemm.json, gemm.md and gemm.png")
+    given = parser.parse_args()
+    if reason := missing_ops():
+        raise SystemExit(f"the limits are measured by our C++ kernels: {reason}")
+    torch.set_num_threads(given.threads)
+    ms = [int(m) for m in given.m.split(",")]
+    rows: list[Row] = []
+    with torch.no_grad():
+        for shape in given.shapes:
+            k, n = (int(size) for size in shape.split("x"))
+            group = given.group or (128 if given.bits == 4 else k)
+            rows += bench_shape(n, k, given.bits, group, ms, zeros=given.zeros, wanted=given.kernels, budget=given.budget)
+    text = "Time / limit, median (10 % quantile in brackets), geometric mean over shapes.\n\n" + table(rows, rounds=False)
+    if any(row.rounds for row in rows):
+        text += "\n\nActivations rounded to 8 bit, against the limit of 8-bit products:\n\n" + table(rows, rounds=True)
+    print("\n" + text)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        facts = {"threads": given.threads, "torch": str(torch.__version__), "rows": [asdict(row) for row in rows]}
+        (given.out / "gemm.json").write_text(json.dumps(facts, indent=1))
+        (given.out / "gemm.md").write_text(text + "\n")
+        if not plot(rows, given.out / "gemm.png"):
+            print("no plot: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    main()
