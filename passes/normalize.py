@@ -42,11 +42,7 @@ def _is_nothing(node: fx.Node) -> bool:
         return not any(user.op == "output" for user in node.users)
     if is_call(node, aten.view.default, aten.reshape.default, aten.expand.default):
         source = node.args[0]
-        return (
-            isinstance(source, fx.Node)
-            and _same_shape(source, node)
-            and not any(user.op == "output" for user in node.users)
-        )
+        return isinstance(source, fx.Node) and _same_shape(source, node) and not any(user.op == "output" for user in node.users)
     return False
 
 
@@ -109,7 +105,9 @@ def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] 
     added, left, right = cast(tuple[fx.Node, fx.Node, fx.Node], node.args[:3])
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     plain = alpha == 1 and beta == 1 and node.target is aten.addmm.default
-    if (_unrepeated(left) in constant) == (_unrepeated(right) in constant) or (plain and right in constant and value(added).dim() <= 1):
+    if (_unrepeated(left) in constant) == (_unrepeated(right) in constant) or (
+        plain and right in constant and value(added).dim() <= 1
+    ):
         return None
     product = aten.mm.default if node.target is aten.addmm.default else aten.bmm.default
 

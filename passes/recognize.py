@@ -77,7 +77,9 @@ def _decline_changing(state: State, node: fx.Node) -> None:
     for operand in node.all_input_nodes:
         touched = touches_low_bit(operand, inputs)
         if touched is not None:
-            reason = state.refused.get(touched, "its weight depends on an input of the model, so it is no constant")
+            refused = touches_low_bit(operand, set(state.refused))
+            depends = "its weight depends on an input of the model, so it is no constant"
+            reason = depends if refused is None else state.refused[refused]
             _decline(state, node, touched if touched in state.paths else None, reason)
             return
 

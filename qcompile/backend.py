@@ -163,7 +163,9 @@ class _Compilation:
         nodes = list(state.graph.find_nodes(op="placeholder"))
         kept = [position[node] for node in nodes if node in position]
         folded = [state.folded[node] for node in nodes if node in state.folded]
-        packed = [Packed(item.recipe, item.index, item.site, tuple(position[source] for source in item.recipe.sources)) for item in folded]
+        packed = [
+            Packed(item.recipe, item.index, item.site, tuple(position[source] for source in item.recipe.sources)) for item in folded
+        ]
         raw = dict.fromkeys(source for item in folded for source in item.recipe.sources)
         parts = [part for site in state.sites if site.kernel is not None for part in site.parts or (site,)]
         raw.update(dict.fromkeys(origin for part in parts if part.recheck is not None for origin in part.recheck.origins))
@@ -181,7 +183,9 @@ class _Compilation:
             captured = list(pristine.graph.find_nodes(op="placeholder"))
             free = {node for node in raw if not node.users and releasable(captured[position[node]])}
             if len(free) < len(raw):
-                log.info("%d tensors stay: a bias, or read by the model's own code, which would crash without them", len(raw) - len(free))
+                log.info(
+                    "%d tensors stay: a bias, or read by the model's own code, which would crash without them", len(raw) - len(free)
+                )
         watched = {node: (position[node], state.constants[node]) for node in raw}
         runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free)
         runner.remember([constant.tensor for _, constant in watched.values()], [item.tensor for item in folded])

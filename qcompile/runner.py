@@ -79,7 +79,11 @@ class Runner:
         """From now on these packed tensors belong to these raw ones. Raw ones that nothing else reads are released, if asked for."""
         key = tuple(map(id, raw))
         if not problem:
-            release_raw(Constant(path, tensor) for path, node, tensor in zip(self.paths, self.nodes, raw, strict=True) if node in self.releasable)
+            release_raw(
+                Constant(path, tensor)
+                for path, node, tensor in zip(self.paths, self.nodes, raw, strict=True)
+                if node in self.releasable
+            )
         this = weakref.ref(self)
 
         def gone() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.spellings import BF16, EIGHT, F16, F32, G, K, M, MORE, N, SPELLINGS, Spelling, Written, int4, int8, scale
+from support.spellings import BF16, EIGHT, F16, F32, MORE, SPELLINGS, K, M, N, Spelling, Written, int4, int8, scale
 from torch import Tensor, nn
 
 import qcompile
@@ -57,7 +57,9 @@ def test_is_right_with_default_kernels(spelling: Spelling) -> None:
     run(spelling.model(), spelling.x(), rest="eager")
 
 
-@pytest.mark.parametrize("spelling", **names((*EIGHT, *(row for row in MORE if "nibbles by unb" in row.name or "left of" in row.name))))
+@pytest.mark.parametrize(
+    "spelling", **names((*EIGHT, *(row for row in MORE if "nibbles by unb" in row.name or "left of" in row.name)))
+)
 def test_is_recognized_under_inductor(spelling: Spelling) -> None:
     _, rows = run(spelling.model(), spelling.x(), kernels=["reference"])
     assert [(row.declined, *recognized(row)[:2]) for row in rows] == [("", spelling.bits, spelling.group)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.spellings import BF16, G, K, N, SPELLINGS, Written, int4, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, G, K, N, Written, int4, int8, linear, scale
 from torch import Tensor
 
 import qcompile
@@ -256,7 +256,9 @@ def test_groups_of_one_structure_are_checked_one_by_one() -> None:
     order = torch.arange(K) // G
     layers = [layer(order), layer(order[torch.randperm(K)])]
     x = torch.randn(3, K).to(BF16)
-    compiled = torch.compile(lambda x: [each(x) for each in layers], backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})
+    compiled = torch.compile(
+        lambda x: [each(x) for each in layers], backend="qcompile", options={"rest": "eager", "kernels": ["reference"]}
+    )
     with torch.no_grad():
         for each, got in zip(layers, compiled(x), strict=True):
             assert sqnr_db(each(x), got) >= 40
@@ -270,7 +272,9 @@ def test_code_that_decides_by_value_is_believed_for_each_weight_alone() -> None:
         for size in (0.01, 1.0)
     ]
     x = torch.randn(3, K).to(BF16)
-    compiled = torch.compile(lambda x: [each(x) for each in layers], backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})
+    compiled = torch.compile(
+        lambda x: [each(x) for each in layers], backend="qcompile", options={"rest": "eager", "kernels": ["reference"]}
+    )
     with torch.no_grad():
         for each, got in zip(layers, compiled(x), strict=True):
             assert sqnr_db(each(x), got) >= 40

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.packed_linears import Stack, packed_linear
-from support.spellings import BF16, K, N, SPELLINGS, Written, int4, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, K, N, Written, int4, int8, linear, scale
 from torch import Tensor, nn
 
 import qcompile
@@ -148,7 +148,7 @@ def test_threads_give_the_same_numbers() -> None:
                 with torch.no_grad():
                     for _ in range(20):
                         assert sqnr_db(wanted[index], runs[index](X)) >= 40
-            except BaseException as error:  # noqa: BLE001 - reported below
+            except BaseException as error:
                 failed.append(error)
 
         threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1, 0, 1)]

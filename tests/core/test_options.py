@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.packed_linears import Stack
-from support.spellings import BF16, K, N, SPELLINGS, Spelling, Written, int4, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, K, N, Spelling, Written, int4, int8, linear, scale
 from torch import Tensor
 
 import qcompile
@@ -100,7 +100,16 @@ def test_unknown_kernels_list_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rest", "tvm"), ("fallback", "sparse"), ("verify", True), ("allow_a8", "maybe"), ("fuel", -1), ("kernels", 3), ("dump", 5), ("release", 1)],
+    [
+        ("rest", "tvm"),
+        ("fallback", "sparse"),
+        ("verify", True),
+        ("allow_a8", "maybe"),
+        ("fuel", -1),
+        ("kernels", 3),
+        ("dump", 5),
+        ("release", 1),
+    ],
 )
 def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"option '{name}': expected .*, got "):
@@ -185,7 +194,11 @@ def test_fallback_packed_leaves_the_weight() -> None:
 def test_fallback_error_names_layers_and_reasons() -> None:
     with pytest.raises(Exception, match=r"layers\.0\.gate: .*disabled by option disable") as caught, torch.no_grad():
         torch.compile(Stack(1), backend="qcompile", options={"rest": "eager", "fallback": "error", "disable": EVERYTHING})(X)
-    assert isinstance(caught.value, UnservedError) or isinstance(caught.value.__cause__, UnservedError) or "UnservedError" in str(caught.value)
+    assert (
+        isinstance(caught.value, UnservedError)
+        or isinstance(caught.value.__cause__, UnservedError)
+        or "UnservedError" in str(caught.value)
+    )
 
 
 def test_fallback_error_names_declined_layers() -> None:

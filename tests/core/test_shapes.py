@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.packed_linears import Stack
-from support.spellings import BF16, F32, K, N, SPELLINGS, Written, int8, linear, scale
+from support.spellings import BF16, F32, SPELLINGS, K, N, Written, int8, linear, scale
 from torch import Tensor, nn
 
 import qcompile
@@ -54,7 +54,9 @@ def test_batch_and_length_change_with_one_more_compilation(name: str) -> None:
     assert served() == ["reference.quantized_linear"]
 
 
-@pytest.mark.parametrize("name", [spelling.name for spelling in SPELLINGS if spelling.shape == (6, K) and spelling.name != "weight on the left of addmm"])
+@pytest.mark.parametrize(
+    "name", [spelling.name for spelling in SPELLINGS if spelling.shape == (6, K) and spelling.name != "weight on the left of addmm"]
+)
 def test_rows_change_with_one_more_compilation(name: str) -> None:
     spelling = next(spelling for spelling in SPELLINGS if spelling.name == name)
     model = spelling.model()

@@ -55,7 +55,9 @@ def _models() -> dict[str, tuple[Any, Any, Any]]:
         bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
     t5 = t.T5Config(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, vocab_size=256, decoder_start_token_id=0)
-    vit = t.ViTConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+    vit = t.ViTConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
     opt = t.OPTConfig(
         hidden_size=128, ffn_dim=256, num_hidden_layers=2, num_attention_heads=4, vocab_size=256, max_position_embeddings=64,
         word_embed_proj_dim=128,

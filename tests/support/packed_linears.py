@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from qcompile.frontends.linear import PackedLinear, Structure, become
 
 
-def packed_linear(n: int, k: int, group: int = 32, *, path: str = "", asymmetric: bool = False, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def packed_linear(
+    n: int, k: int, group: int = 32, *, path: str = "", asymmetric: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> nn.Module:
     """compressed-tensors' W4A16 layer as `prepare` leaves it: weight_packed int32 [N, K / 8], weight_scale [N, K / group]."""
     module = nn.Linear(k, n, bias=False)
     del module.weight

@@ -91,7 +91,9 @@ EIGHT = (
     Spelling("linear of the scaled", lambda m, x: linear(x, m.w.to(BF16) * m.s[:, None]), w8()),
     Spelling("matmul of the scaled, transposed", lambda m, x: x @ (m.w.to(BF16) * m.s[:, None]).T, w8()),
     Spelling("einsum then scale", lambda m, x: torch.einsum("bk,nk->bn", x, m.w.to(BF16)) * m.s, w8()),
-    Spelling("views between product and scale", lambda m, x: linear(x, m.w.to(BF16)).view(-1, N) * m.s.view(1, N), w8(), shape=(2, 3, K)),
+    Spelling(
+        "views between product and scale", lambda m, x: linear(x, m.w.to(BF16)).view(-1, N) * m.s.view(1, N), w8(), shape=(2, 3, K)
+    ),
 )
 
 
@@ -201,7 +203,11 @@ MORE = (
     Spelling("nibbles by shifts of words", _unpacked_by_shifts, lambda: {"p": words(uint4()), "s": scale(N, K // G)}, 4, G),
     Spelling("nibbles by stack and unbind", _unpacked_by_unbind, lambda: {"p": nibbles(uint4()), "s": scale(N, K // G)}, 4, G),
     Spelling(
-        "nibbles by a table of pairs", _looked_up, lambda: {"p": nibbles(uint4()), "s": scale(N, K // G), "table": _pairs_table()}, 4, G
+        "nibbles by a table of pairs",
+        _looked_up,
+        lambda: {"p": nibbles(uint4()), "s": scale(N, K // G), "table": _pairs_table()},
+        4,
+        G,
     ),
     Spelling("codes by a literal table", _literal_table, lambda: {"q": uint4(), "s": scale(N)}, 4),
     Spelling("four bits in int8", lambda m, x: linear(x, m.q.to(BF16) * m.s), lambda: {"q": int4(), "s": scale(N, 1)}, 4),
@@ -225,9 +231,7 @@ MORE = (
     Spelling("vector by linear", lambda m, x: linear(x, m.w.to(BF16)) * m.s, w8(), shape=(K,)),
     Spelling("vector by mv", lambda m, x: torch.mv(m.w.to(BF16), x) * m.s, w8(), shape=(K,)),
     Spelling("vector from the left", lambda m, x: x @ (m.w.T.to(BF16) * m.s), w8(), shape=(K,)),
-    Spelling(
-        "bmm with expand", lambda m, x: torch.bmm(x, (m.w.T.to(BF16) * m.s).expand(x.shape[0], K, N)), w8(), shape=(2, 3, K)
-    ),
+    Spelling("bmm with expand", lambda m, x: torch.bmm(x, (m.w.T.to(BF16) * m.s).expand(x.shape[0], K, N)), w8(), shape=(2, 3, K)),
     Spelling("matmul 3-D", lambda m, x: x @ (m.w.to(BF16) * m.s[:, None]).mT, w8(), shape=(2, 3, K)),
     Spelling("matmul 4-D", lambda m, x: (x @ m.w.T.to(BF16)) * m.s, w8(), shape=(2, 2, 3, K)),
     Spelling("weight left of 3-D", lambda m, x: (m.w.to(BF16) * m.s[:, None]) @ x.mT, w8(), shape=(2, 3, K)),
@@ -260,7 +264,14 @@ MORE = (
     Spelling("fp16 throughout", lambda m, x: linear(x, m.w * m.s[:, None]), w8(dtype=F16), dtype=F16),
     Spelling("fp16, scale after", lambda m, x: linear(x, m.w.to(F16)) * m.s, w8(dtype=F16), dtype=F16),
     Spelling("bf16 weight in an fp32 product", lambda m, x: linear(x, (m.w.to(BF16) * m.s[:, None]).float()), w8(), dtype=F32),
-    Spelling("bf16 nibbles in an fp32 product", _nibbles_then_float, lambda: {"p": nibbles(uint4()), "s": scale(N, K // G)}, 4, G, dtype=F32),
+    Spelling(
+        "bf16 nibbles in an fp32 product",
+        _nibbles_then_float,
+        lambda: {"p": nibbles(uint4()), "s": scale(N, K // G)},
+        4,
+        G,
+        dtype=F32,
+    ),
     Spelling("divided by a scale", lambda m, x: linear(x, m.w.to(BF16)) / m.s, lambda: {"w": int8(), "s": scale(N) * 8000}),
     Spelling("two scales after", lambda m, x: linear(x, m.w.to(BF16)) * m.s * m.s2, lambda: {**w8()(), "s2": scale(1) * 100}),
     # scales of scales
@@ -295,7 +306,12 @@ MORE = (
         dtype=F16,
     ),
     Spelling(
-        "zero points uint8 packed", _packed_zeros, lambda: {"p": nibbles(uint4()), "s": scale(N, K // G), "z": nibbles(_points())}, 4, G, False
+        "zero points uint8 packed",
+        _packed_zeros,
+        lambda: {"p": nibbles(uint4()), "s": scale(N, K // G), "z": nibbles(_points())},
+        4,
+        G,
+        False,
     ),
     Spelling("zero points float", _float_zeros, _asymmetric(lambda: _points().to(F32), F32), 4, G, False),
     Spelling("zeros times scales subtracted", _offset_zeros, _asymmetric(lambda: _points().to(F32), F32), 4, G, False, dtype=F32),
