@@ -91,8 +91,8 @@ TRAINING_WARNING = (
 )
 
 CHANGED_WARNING = (
-    "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked and "
-    "slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."
+    "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked "
+    "and slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."
 )
 
 ALREADY_DENSE_WARNING = (
@@ -101,6 +101,6 @@ ALREADY_DENSE_WARNING = (
     "model again and call qcompile.compile(model) before its first forward, or load the folder with qcompile.load(path)."
 )
 OFFLOADED_WARNING = (
-    "qcompile: {count} quantized layers are wrapped by another library (accelerate's offloading, for example), for example {example}. "
+    "qcompile: {count} quantized layers are wrapped by another library (accelerate's offloading, for example), such as {example}. "
     "They are left as they are. Load the model on one device, without device_map, to run them packed."
 )

@@ -125,7 +125,8 @@ def leaves_of(root: fx.Node, constants: Mapping[fx.Node, Constant]) -> list[fx.N
 def evaluate(roots: Sequence[fx.Node], feed: Mapping[fx.Node, Any]) -> list[Any]:
     """Values of `roots` from the values of `feed`; an intermediate is dropped as soon as its last user has run.
 
-    Symbolic sizes count with the hint they were traced with. Raises ReleasedWeightError if a value that is needed has no memory any more; torch's operators would crash.
+    Symbolic sizes count with the hint they were traced with. Raises ReleasedWeightError if a value that is needed has no
+    memory any more; torch's operators would crash.
     """
     order = subgraph(roots, set(feed), is_size)
     uses: dict[fx.Node, int] = {}

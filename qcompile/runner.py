@@ -45,9 +45,9 @@ class _Weights:
 class Runner:
     """Calls `compiled` with the arguments that are still inputs, then the packed weights.
 
-    Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made again; if
-    that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many layers or models of
-    one shape, in turn: what was packed for each is kept as long as its raw weights live.
+    Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made
+    again; if that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many layers
+    or models of one shape, in turn: what was packed for each is kept as long as its raw weights live.
     """
 
     _boxed_call = True
@@ -76,7 +76,7 @@ class Runner:
         return tuple(args[position] for position in self.positions)
 
     def remember(self, raw: Sequence[Tensor], tensors: list[Tensor], problem: str = "") -> _Weights:
-        """From now on these packed tensors belong to these raw ones. Raw ones that nothing else reads are released, if asked for."""
+        """From now on these packed tensors belong to these raw ones. Raw ones that nobody else reads are released, if asked for."""
         key = tuple(map(id, raw))
         if not problem:
             release_raw(
@@ -138,9 +138,9 @@ class Runner:
             if site.kernel is None:
                 continue  # the dense weight is what the captured code makes of any content
             for part in site.parts or (site,):
-                if part.recheck is not None and not changed.isdisjoint(part.recheck.origins):
-                    if not still_read(part, values, site.kernel):
-                        return f"{part.report.module}: its new content does not fit {part.report.scheme}"
+                touched = part.recheck is not None and not changed.isdisjoint(part.recheck.origins)
+                if touched and not still_read(part, values, site.kernel):
+                    return f"{part.report.module}: its new content does not fit {part.report.scheme}"
         return ""
 
 

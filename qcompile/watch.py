@@ -1,9 +1,9 @@
 """Notices that a raw weight is no longer what something was derived from: another tensor, storage, version, or other content.
 
-A version counter sees in-place operators, but not writes through `p.data`, numpy or another process, and `p.data = t` moves only the
-storage. Ids and addresses of what died are used again. So tensors are compared by id, version and address, their storages are kept
-from being used again, and a few of their bytes are compared, too: replacing a weight's whole content is noticed however it is done;
-changing single elements through `p.data` is not.
+A version counter sees in-place operators, but not writes through `p.data`, numpy or another process, and `p.data = t` moves only
+the storage. Ids and addresses of what died are used again. So tensors are compared by id, version and address, their storages are
+kept from being used again, and a few of their bytes are compared, too: replacing a weight's whole content is noticed however it is
+done; changing single elements through `p.data` is not.
 """
 
 import ctypes

@@ -43,8 +43,8 @@ class Pair:
         spelling = next(spelling for spelling in SPELLINGS if spelling.name == name)
         self.model, self.x = spelling.model(), spelling.x()
         self.other = spelling.model()  # a second one with other values
-        for name, tensor in self.other.named_buffers():
-            if name != "g_idx":
+        for buffer, tensor in self.other.named_buffers():
+            if buffer != "g_idx":
                 tensor.copy_(tensor.flip(0))
         self.compiled = torch.compile(self.model, backend="qcompile", options={"rest": "eager", **options})
 
@@ -222,7 +222,7 @@ def test_two_weights_of_one_name_are_told_apart() -> None:
     w, s = int4(), scale(N, 1)
     model = Written(lambda m, x: linear(x, m.w * m.s) + linear(x, w * s), {"w": int4(), "s": scale(N, 1)})
     x = torch.randn(3, K).to(BF16)
-    compiled = torch.compile(lambda x: model(x), backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})
+    compiled = torch.compile(model, backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         for change in (lambda: None, lambda: w.neg_().clamp_(-8, 7), lambda: s.mul_(4), lambda: model.s.mul_(4)):  # type: ignore[operator]
