@@ -130,6 +130,7 @@ def test_every_change_is_seen(read: str, run: str) -> None:
     pair = Pair(READ[read], **RUN[run])
     compilations = torch._dynamo.utils.counters["stats"]
     before = pair.check()
+    first = 0
     for number, change in enumerate(CHANGES):
         with torch.no_grad():
             change(pair)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.graphs import state_after
+from support.pass_texts import state_after
 from support.modules import Int8
 from torch._dynamo.exc import BackendCompilerFailed
 

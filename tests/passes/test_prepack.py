@@ -2,7 +2,7 @@
 
 import torch
 from expecttest import assert_expected_inline
-from support.graphs import state_after
+from support.pass_texts import state_after
 from support.modules import Int8
 
 X = torch.randn(3, 32)
