@@ -41,6 +41,21 @@ def propose(cone: Cone) -> Iterator[Proposal]:
                 yield _proposal(matrix, position, read, group, offset)
             for zero, read_zero in _zeros(cone, matrix.index, position, groups):
                 yield _proposal(matrix, position, read, group, 128, (zero, read_zero))
+    for matrix in stored:  # the scale may stand behind the product
+        for offset in UNSIGNED_OFFSETS if matrix.unsigned else (0,):
+            yield _unscaled(matrix, cone.n, cone.k, offset)
+
+
+def _unscaled(matrix: Bytes, n: int, k: int, offset: int) -> Proposal:
+    constant = matrix.unsigned and offset == 0
+
+    def unpack(leaves: Sequence[Tensor]) -> Operands:
+        ones = torch.ones((n, 1), dtype=torch.float32, device=leaves[matrix.index].device)
+        if constant:
+            return Operands(matrix.codes(leaves, 128), ones, torch.full((n, 1), -128, dtype=torch.int8, device=ones.device))
+        return Operands(matrix.codes(leaves, offset), ones)
+
+    return Proposal("plain uint8" if matrix.unsigned else "plain int8", bits=8, group=k, unpack=unpack, symmetric=not constant)
 
 
 def _matrices(cone: Cone) -> Iterator[Bytes]:

@@ -17,7 +17,8 @@ EVERY_KERNEL = ["zentorch", "native", "rdna3", "xpu", "torch", "reference"]
 READ = {
     "reader": "linear of the scaled",
     "reader, zero points": "GPTQ by hand",
-    "lattice, unit scale": "linear then scale, 2-D",
+    "reader, scale after": "linear then scale, 2-D",
+    "lattice, scale after": "nibbles, scale after",
     "lattice, 4 bits": "nibbles by stack and unbind",
     "lattice, zero points": "zero points uint8 packed",
 }

@@ -121,6 +121,11 @@ def _nibbles_then_float(m: nn.Module, x: Tensor) -> Tensor:
     return linear(x, (codes * m.s.repeat_interleave(G, dim=1)).float())
 
 
+def _nibbles_scaled_after(m: nn.Module, x: Tensor) -> Tensor:
+    codes = torch.stack((m.p & 15, m.p >> 4), dim=-1).flatten(1).to(BF16) - 8.0
+    return (x @ codes.T) * m.s
+
+
 def _looked_up(m: nn.Module, x: Tensor) -> Tensor:
     pairs = m.table[m.p.long()]  # [N, K/2, 2]
     return linear(x, pairs.flatten(1) * m.s.repeat_interleave(G, dim=1))
@@ -209,6 +214,7 @@ MORE = (
         4,
         G,
     ),
+    Spelling("nibbles, scale after", _nibbles_scaled_after, lambda: {"p": nibbles(uint4()), "s": scale(N)}, 4),
     Spelling("codes by a literal table", _literal_table, lambda: {"q": uint4(), "s": scale(N)}, 4),
     Spelling("four bits in int8", lambda m, x: linear(x, m.q.to(BF16) * m.s), lambda: {"q": int4(), "s": scale(N, 1)}, 4),
     # groups
