@@ -73,12 +73,6 @@ QC_INLINE float dot2(short2_t a, short2_t b, float c) { return __builtin_amdgcn_
 QC_INLINE float8_t wmma(half16_t a, half16_t b, float8_t c) { return __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(a, b, c); }
 QC_INLINE float8_t wmma(short16_t a, short16_t b, float8_t c) { return __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(a, b, c); }
 
-// The value of lane (own lane xor Mask).
-template <int Mask>
-QC_INLINE float shuffle_xor(float value) {
-  return bits<float>(__builtin_amdgcn_ds_swizzle(bits<int>(value), 0x1F | (Mask << 10)));
-}
-
 // The compiler moves nothing across, and forgets what it has read from memory.
 QC_INLINE void compiler_fence() {
   asm volatile("" ::: "memory");
@@ -90,6 +84,26 @@ QC_INLINE void compiler_fence() {
 template <class T>
 QC_INLINE void pin(T& value) {
   asm volatile("" : "+v"(value));
+}
+
+// The value of lane (own lane xor Mask), for the masks that one vector instruction reaches; LDS is not involved. Pinned twice:
+// RDNA3 emulators that move lane by lane need a result that does not share the operand's register.
+template <int Mask>
+QC_INLINE float shuffle_xor(float value) {
+  static_assert(Mask == 1 || Mask == 2 || Mask == 8 || Mask == 16, "quad permutation, rotation of a row, exchange of rows");
+  int moved;
+  if constexpr (Mask == 16) {
+    int low = 0x76543210, high = (int)0xFEDCBA98;
+    asm("" : "+s"(low), "+s"(high));  // in scalar registers: some emulators lack literals here
+    moved = (int)__builtin_amdgcn_permlanex16(0, bits<int>(value), low, high, false, false);
+  } else {
+    constexpr int kControl = Mask == 1 ? 0xB1 : Mask == 2 ? 0x4E : 0x128;  // quad_perm [1,0,3,2], [2,3,0,1], row_ror:8
+    moved = __builtin_amdgcn_mov_dpp(bits<int>(value), kControl, 0xF, 0xF, true);
+  }
+  float out = bits<float>(moved);
+  pin(out);
+  pin(value);
+  return out;
 }
 
 template <class T>
