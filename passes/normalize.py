@@ -21,12 +21,11 @@ def apply(state: State) -> None:
         if _is_nothing(node):
             node.replace_all_uses_with(node.args[0])
             state.graph.erase_node(node)
-    constant = {
-        node
-        for node in constant_nodes(state.graph, state.constants)
-        if low_bit_leaves(leaves_of(node, state.constants))  # dense weights keep their spelling
-    }
+    known = constant_nodes(state.graph, state.constants)
+    constant = {node for node in known if low_bit_leaves(leaves_of(node, state.constants))}  # dense weights keep their spelling
     for node in list(state.graph.nodes):
+        if node in known:
+            continue
         rewritten = _rewrite(node, constant)
         if rewritten is None:
             continue

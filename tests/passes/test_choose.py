@@ -1,37 +1,50 @@
-"""choose: every site has a kernel or none, and every other kernel a reason."""
+"""choose: every site has a decision; the reasons of all others are there, the options' ones first."""
 
-import pytest
+from typing import Any
+
 import torch
-from support.pass_texts import state_after
-from support.modules import Int8
-from torch._dynamo.exc import BackendCompilerFailed
+from support.graphs import through, with_state
+from support.packed_linears import Block, packed_linear
+from support.spellings import BF16, K, N
 
-from qcompile.errors import UnservedError
 from qcompile.kernels import kernels
+from qcompile.options import Options
+from qcompile.pipeline import GraphSite, State
 
-X = torch.randn(3, 32)
-
-
-def test_the_named_kernel_is_taken_and_all_others_have_reasons() -> None:
-    state, before, after = state_after("choose", Int8(), X, kernels=("reference",))
-    row = state.sites[0].report
-    assert row.kernel == "reference.quantized_linear"
-    assert set(row.reasons) == set(kernels()) - {row.kernel}
-    assert all(row.reasons.values())
-    assert before == after
+X = torch.zeros(4, K, dtype=BF16)
 
 
-def test_disabled_targets_say_so() -> None:
-    state, _, _ = state_after("choose", Int8(), X, disable=("native",))
-    assert state.sites[0].report.reasons["native.int4"][0] == "disabled by option disable"
+def decided(model: Any, **options: Any) -> list[GraphSite]:
+    state: State = with_state(model, X, through("choose"), Options(**options))
+    return state.sites
 
 
-def test_the_reference_is_never_taken_silently() -> None:
-    state, _, _ = state_after("choose", Int8(), X)
-    assert state.sites[0].report.kernel != "reference.quantized_linear"
+def test_a_decision_and_all_reasons() -> None:
+    for site in decided(Block(), kernels=("reference",)):
+        assert site.kernel is not None and site.kernel.name == site.report.kernel == "reference.quantized_linear"
+        assert set(site.report.reasons) == set(kernels()) - {"reference.quantized_linear"}
+        assert all(sentences[0] == "not in option kernels" for sentences in site.report.reasons.values())
+        assert site.report.sqnr_db is not None and site.report.sqnr_db >= 40
 
 
-def test_fallback_error_lists_every_reason() -> None:
-    with pytest.raises(BackendCompilerFailed, match="disabled by option disable") as caught:
-        state_after("choose", Int8(), X, disable=("zentorch", "native", "torch", "xpu", "rdna3"), fallback="error")
-    assert isinstance(caught.value.inner_exception, UnservedError)
+def test_reference_is_never_chosen_silently() -> None:
+    (site,) = decided(packed_linear(N, K), disable=("zentorch", "native", "torch", "xpu", "rdna3"))
+    assert site.kernel is None
+    assert site.report.reasons["reference.quantized_linear"] == ("for checking, not for speed: only used if option kernels names it",)
+
+
+def test_without_a_kernel_fused_sites_are_apart_again() -> None:
+    sites = decided(Block(), disable=tuple(kernels()))
+    assert [site.parts for site in sites] == [()] * 4
+    assert [site.report.note for site in sites] == [""] * 4
+
+
+def test_the_platform_decides() -> None:
+    (site,) = decided(packed_linear(N, K), platform="zen4,zentorch=absent")
+    assert "zentorch is absent" in site.report.reasons["zentorch.woq_linear"][0]
+
+
+def test_all_reasons_not_the_first() -> None:
+    (site,) = decided(packed_linear(N, K), platform="aarch64")
+    reasons = site.report.reasons["zentorch.dynamic_qlinear"]
+    assert len(reasons) >= 3, reasons

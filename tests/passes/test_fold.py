@@ -1,50 +1,41 @@
-"""fold: packed weights are graph inputs with values; equal ones exist once."""
+"""fold: packed weights are inputs with values, equal ones once; without a kernel the dense weight, or nothing."""
 
 import torch
-from expecttest import assert_expected_inline
-from support.pass_texts import state_after
-from support.modules import Int8, Pair
-from torch import Tensor
+from support.graphs import before_and_after, expect, through, with_state
+from support.packed_linears import packed_linear
+from support.spellings import BF16, K, N, Written, int8, linear, scale
+from torch import nn
 
-X = torch.randn(3, 32)
-NONE = ("zentorch", "native", "torch", "xpu", "rdna3")
+from qcompile.options import Options
 
-
-def test_packed_weights_are_inputs() -> None:
-    state, _, after = state_after("fold", Int8(), X, kernels=("reference",))
-    assert_expected_inline(
-        after,
-        """\
-arg0_1: i8[16, 32] = constant codes
-arg1_1: f32[16] = constant scale
-arg2_1: f32[3, 32] = input
-packed_0: i8[16, 32] = constant codes (packed 0)
-packed_1: f32[16, 1] = constant codes (packed 1)
-reference_quantized_linear: f32[3, 16] = reference.quantized_linear(arg2_1, packed_0, packed_1)
-return [reference_quantized_linear]
-""",
-    )
-    assert [tuple(folded.tensor.shape) for folded in state.folded.values()] == [(16, 32), (16, 1)]
+X = torch.zeros(4, K, dtype=BF16)
+OFF = ("native", "zentorch", "torch")
 
 
-def test_an_unserved_weight_becomes_dense() -> None:
-    model = Int8()
-    state, _, _ = state_after("fold", model, X, disable=NONE)
-    (folded,) = state.folded.values()
-    assert torch.equal(folded.tensor.t(), model.weight())
+def test_packed_inputs() -> None:
+    model = Written(lambda m, x: linear(x, m.w * m.s), {"w": int8(), "s": scale(N, 1)})
+    expect(before_and_after(model, X, "fold", Options(kernels=("reference",))), __file__, "packed")
 
 
-def test_or_stays_as_it_was() -> None:
-    state, before, after = state_after("fold", Int8(), X, disable=NONE, fallback="packed")
-    assert not state.folded
-    assert before == after
+def test_dense_inputs() -> None:
+    torch.manual_seed(0)
+    expect(before_and_after(packed_linear(N, K), X, "fold", Options(disable=OFF)), __file__, "dense")
 
 
-def test_tied_weights_are_packed_once() -> None:
-    class Tied(Pair):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.left(x) + self.left(x * 2)
+def test_left_packed() -> None:
+    state = with_state(packed_linear(N, K), X, through("fold"), Options(disable=OFF, fallback="packed"))
+    assert state.folded == {}
 
-    state, _, _ = state_after("fold", Tied(), X, kernels=("reference",))
-    assert len(state.sites) == 2
-    assert len(state.folded) == 2  # codes and scales, once
+
+def test_tied_layers_share() -> None:
+    tied = packed_linear(K, K)
+    state = with_state(nn.Sequential(tied, nn.ReLU(), tied), X, through("fold"), Options(kernels=("reference",)))
+    assert len(state.sites) == 2 and len(state.folded) == 2
+
+
+def test_what_is_folded_does_not_share_memory_with_the_raw_weight() -> None:
+    model = Written(lambda m, x: linear(x, m.w * m.s), {"w": int8(), "s": scale(N, 1, dtype=torch.float32)})
+    state = with_state(model, X.float(), through("fold"), Options(kernels=("reference",)))
+    mine = {tensor.untyped_storage().data_ptr() for tensor in model.buffers()}
+    assert len(state.folded) == 2
+    assert all(folded.tensor.untyped_storage().data_ptr() not in mine for folded in state.folded.values())

@@ -1,55 +1,78 @@
-"""fuse: linears of one kind on one input become one call, cut apart."""
+"""fuse: linears that read one input are one site; whatever makes them different keeps them apart."""
+
+from dataclasses import replace
+from typing import Any
 
 import torch
-from expecttest import assert_expected_inline
-from support.pass_texts import state_after
-from support.modules import Int8, Pair
-from torch import Tensor
+from support.graphs import before_and_after, expect, through, with_state
+from support.packed_linears import Block, packed_linear
+from support.spellings import BF16, K, Written, int4, int8, linear, scale
+from torch import Tensor, nn
 
-X = torch.randn(3, 32)
+from qcompile.options import Options
+from qcompile.passes.fuse import unfuse
+from qcompile.pipeline import State
 
-
-def test_two_linears_on_one_input() -> None:
-    state, _, after = state_after("fuse", Pair(), X)
-    assert_expected_inline(
-        after,
-        """\
-arg0_1: i8[16, 32] = constant left.codes
-arg1_1: f32[16] = constant left.scale
-arg2_1: f32[3, 32] = input
-arg3_1: i8[16, 32] = constant right.codes
-arg4_1: f32[16] = constant right.scale
-view: f32[16, 1] = aten.view.default(arg1_1, [16, 1])
-view_1: f32[16, 1] = aten.view.default(arg4_1, [16, 1])
-cat_1: i8[32, 32] = aten.cat.default([arg0_1, arg3_1])
-cat_2: f32[32, 1] = aten.cat.default([view, view_1])
-quantized_linear_default_2: f32[3, 32] = qcompile.quantized_linear.default(arg2_1, cat_1, cat_2, None, None, None, None, None, 32, '', 'none')
-slice_tensor: f32[3, 16] = aten.slice.Tensor(quantized_linear_default_2, -1, 0, 16)
-slice_tensor_1: f32[3, 16] = aten.slice.Tensor(quantized_linear_default_2, -1, 16, 32)
-cat: f32[3, 32] = aten.cat.default([slice_tensor, slice_tensor_1], -1)
-return [cat]
-""",
-    )
-    assert [row.note for row in state.sites[0].rows()] == ["one call for left, right"] * 2
+X = torch.zeros(4, K, dtype=BF16)
 
 
-def test_different_inputs_are_not_fused() -> None:
-    class Chain(Pair):
+def fused(model: Any, x: Tensor = X) -> list[int]:
+    """How many linears each site has after the pass."""
+    state = with_state(model, x, through("fuse"))
+    return sorted(len(site.parts) or 1 for site in state.sites)
+
+
+def tensors(**more: Any) -> dict[str, Any]:
+    return {"a": int4(), "b": int4(), "s": scale(48, 1), "t": scale(48, 1), **more}
+
+
+def test_gate_and_up() -> None:
+    model = Written(lambda m, x: linear(x, m.a * m.s) * linear(x, m.b * m.t).relu(), tensors())
+    expect(before_and_after(model, X, "fuse"), __file__, "gate and up")
+
+
+def test_three_of_different_height() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = packed_linear(64, K), packed_linear(16, K), packed_linear(16, K)
+
         def forward(self, x: Tensor) -> Tensor:
-            return self.left(x) + self.right(x + 1)
+            return self.q(x) + torch.cat([self.k(x), self.v(x)] * 2, dim=-1)
 
-    state, before, after = state_after("fuse", Chain(), X)
-    assert len(state.sites) == 2
-    assert before == after
+    assert fused(Attention()) == [3]
 
 
-def test_a_fused_site_without_a_kernel_comes_apart_again() -> None:
-    state, _, _ = state_after("choose", Pair(), X, disable=("zentorch", "native", "torch", "xpu", "rdna3"))
-    assert len(state.sites) == 2
-    assert all(site.kernel is None and not site.report.note for site in state.sites)
+def test_other_inputs_stay_apart() -> None:
+    assert fused(Written(lambda m, x: linear(x, m.a * m.s) + linear(x + 1, m.b * m.t), tensors())) == [1, 1]
 
 
-def test_one_linear_stays_alone() -> None:
-    state, before, after = state_after("fuse", Int8(), X)
-    assert before == after
-    assert not state.sites[0].parts
+def test_other_bits_stay_apart() -> None:
+    assert fused(Written(lambda m, x: linear(x, m.a * m.s) + linear(x, m.b * m.t), tensors(b=int8()))) == [1, 1]
+
+
+def test_one_with_a_bias_stays_apart() -> None:
+    model = Written(lambda m, x: linear(x, m.a * m.s) + linear(x, m.b * m.t, m.c).relu(), tensors(c=scale(48)))
+    assert fused(model) == [1, 1]
+
+
+def test_a_chain_is_not_fused() -> None:
+    assert fused(Written(lambda m, x: linear(linear(x, m.a * m.s), m.b * m.t), tensors(a=int4(64), s=scale(64, 1)))) == [1, 1]
+
+
+def test_views_of_one_input_are_one_input() -> None:
+    model = Written(lambda m, x: linear(x.view(2, 2, K), m.a * m.s).view(4, -1) + linear(x, m.b * m.t), tensors())
+    assert fused(model) == [2]
+
+
+def test_unfused_again() -> None:
+    def work(state: State) -> None:
+        through("fuse")(state)
+        (site,) = [site for site in state.sites if site.parts]
+        assert [part.report.note for part in site.parts] == ["one call for gate, up"] * 2
+        parts = unfuse(site)
+        state.graph.lint()
+        assert [part.report.note for part in parts] == ["", ""]
+        assert all(not cut.users for cut in site.cuts)
+
+    with_state(Block(), X, work, replace(Options(), kernels=("reference",)))

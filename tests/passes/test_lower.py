@@ -1,33 +1,28 @@
-"""lower: kernel calls become the operators they consist of; a site without a kernel is back as it was."""
+"""lower: kernel calls are operators; a site without a kernel is back as it was."""
 
 import torch
-from expecttest import assert_expected_inline
-from support.pass_texts import state_after
-from support.modules import Int8
+from support.graphs import before_and_after, expect
+from support.packed_linears import packed_linear
+from support.spellings import BF16, K, N, SPELLINGS, Written, int8, linear, scale
 
-X = torch.randn(3, 32)
-NONE = ("zentorch", "native", "torch", "xpu", "rdna3")
+from qcompile.options import Options
 
-
-def test_calls_become_operators() -> None:
-    _, _, after = state_after("lower", Int8(), X, kernels=("reference",))
-    assert_expected_inline(
-        after,
-        """\
-arg0_1: i8[16, 32] = constant codes
-arg1_1: f32[16] = constant scale
-arg2_1: f32[3, 32] = input
-packed_0: i8[16, 32] = constant codes (packed 0)
-packed_1: f32[16, 1] = constant codes (packed 1)
-quantized_linear: f32[3, 16] = qcompile.quantized_linear.default(arg2_1, packed_0, packed_1, None, None, None, None, None, 32, '', 'none')
-return [quantized_linear]
-""",
-    )
+X = torch.zeros(4, K, dtype=BF16)
 
 
-def test_an_unserved_site_is_back_as_it_was() -> None:
-    _, original, _ = state_after("freeze", Int8(), X, disable=NONE, fallback="packed")
-    _, _, after = state_after("lower", Int8(), X, disable=NONE, fallback="packed")
-    assert after == original.replace("arg0_1: i8[16, 32] = input", "arg0_1: i8[16, 32] = constant codes").replace(
-        "arg1_1: f32[16] = input", "arg1_1: f32[16] = constant scale"
-    )
+def test_operators() -> None:
+    model = Written(lambda m, x: linear(x, m.w * m.s), {"w": int8(), "s": scale(N, 1)})
+    expect(before_and_after(model, X, "lower", Options(kernels=("reference",))), __file__, "operators")
+
+
+def test_back_as_it_was() -> None:
+    torch.manual_seed(0)
+    options = Options(disable=("native", "zentorch", "torch"), fallback="packed")
+    expect(before_and_after(packed_linear(N, K), X, "lower", options), __file__, "back as it was")
+
+
+def test_a_scale_behind_the_product_is_back_too() -> None:
+    options = Options(disable=("native", "zentorch", "torch"), fallback="packed")
+    spelling = SPELLINGS[0]
+    text = before_and_after(spelling.model(), spelling.x(), "lower", options).partition("after lower:\n")[2]
+    assert "aten.mm.default" in text and "quantized_linear" not in text and text.rstrip().endswith("return [mul]")

@@ -1,45 +1,67 @@
-"""normalize: a product with a quantized weight has one spelling; dense ones keep theirs."""
+"""normalize: one spelling for products with a constant low-bit weight; everything else keeps its own."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
-from expecttest import assert_expected_inline
-from support.pass_texts import state_after
-from support.modules import Int8
+from support.graphs import before_and_after, expect
+from support.spellings import BF16, K, N, SPELLINGS, Written, int8, linear, scale
+from torch import Tensor
 
-X = torch.randn(3, 32)
-
-
-def test_the_weight_on_the_left() -> None:
-    _, _, after = state_after("normalize", Int8(lambda m, x: m.weight() @ x.T), X)
-    assert_expected_inline(
-        after,
-        """\
-arg0_1: i8[16, 32] = constant codes
-arg1_1: f32[16] = constant scale
-arg2_1: f32[3, 32] = input
-_to_copy: f32[16, 32] = aten._to_copy.default(arg0_1, dtype=float32)
-unsqueeze: f32[16, 1] = aten.unsqueeze.default(arg1_1, 1)
-mul: f32[16, 32] = aten.mul.Tensor(_to_copy, unsqueeze)
-permute: f32[32, 3] = aten.permute.default(arg2_1, [1, 0])
-permute_default: f32[3, 32] = aten.permute.default(permute, [1, 0])
-permute_default_1: f32[32, 16] = aten.permute.default(mul, [1, 0])
-mm_default: f32[3, 16] = aten.mm.default(permute_default, permute_default_1)
-permute_default_2: f32[16, 3] = aten.permute.default(mm_default, [1, 0])
-return [permute_default_2]
-""",
-    )
+CASES = {
+    "mv": "vector by mv",
+    "weight on the left": "weight on the left",
+    "expanded batch": "bmm with expand",
+    "weight left of a batch": "weight left of 3-D",
+    "einsum": "einsum, output transposed",
+    "alpha and beta": "addmm with alpha and beta",
+    "plain addmm stays": "addmm",
+}
 
 
-def test_one_row_without_a_dimension() -> None:
-    _, _, after = state_after("normalize", Int8(lambda m, x: m.weight() @ x[0]), X)
-    assert "aten.mm.default" in after and "aten.mv" not in after
+@pytest.mark.parametrize("case", CASES)
+def test_one_spelling(case: str) -> None:
+    spelling = next(spelling for spelling in SPELLINGS if spelling.name == CASES[case])
+    expect(before_and_after(spelling.model(), spelling.x(), "normalize"), __file__, case)
 
 
-def test_a_batch_that_repeats_one_matrix() -> None:
-    _, _, after = state_after("normalize", Int8(lambda m, x: torch.bmm(x[None], m.weight().T[None])), X)
-    assert "aten.mm.default" in after and "aten.bmm" not in after
+def test_a_symbolic_batch() -> None:
+    spelling = next(spelling for spelling in SPELLINGS if spelling.name == "bmm with expand")
+    text = before_and_after(spelling.model(), spelling.x(), "normalize", dynamic=True).partition("after normalize:\n")[2]
+    assert "aten.mm.default" in text and "aten.bmm" not in text
 
 
-def test_dense_products_keep_their_spelling() -> None:
-    dense = torch.randn(16, 32)
-    _, before, after = state_after("normalize", lambda x: dense @ x.T, X)
+def untouched(forward: Callable[..., Tensor], x: Tensor, **tensors: Any) -> None:
+    text = before_and_after(Written(forward, tensors), x, "normalize")
+    before, after = text.removeprefix("before normalize:\n").split("after normalize:\n")
     assert before == after
+
+
+X = torch.zeros(4, K, dtype=BF16)
+
+
+def test_float_weights_keep_their_spelling() -> None:
+    untouched(lambda m, x: m.w @ x.T, X, w=torch.zeros(N, K, dtype=BF16))
+    untouched(lambda m, x: torch.mv(m.w, x[0]), X, w=torch.zeros(N, K, dtype=BF16))
+    untouched(lambda m, x: torch.addmm(x.sum(), x, m.w, alpha=2), X, w=torch.zeros(K, N, dtype=BF16))
+
+
+def test_products_of_activations_keep_their_spelling() -> None:
+    untouched(lambda m, x: torch.bmm(x[None], x[None].mT), X)
+
+
+def test_products_of_constants_keep_their_spelling() -> None:
+    untouched(lambda m, x: x + (m.w.to(BF16) @ m.v).sum(), X, w=int8(), v=torch.zeros(K, 3, dtype=BF16))
+
+
+def test_different_matrices_of_a_batch_stay() -> None:
+    untouched(lambda m, x: torch.bmm(x, m.w.to(BF16)), torch.zeros(3, 2, K, dtype=BF16), w=torch.zeros(3, K, N, dtype=torch.int8))
+
+
+def test_views_that_do_nothing_go_unless_they_are_results() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = linear(x.view(4, K).detach(), m.w.to(BF16)) * m.s
+        return y.view(4, N), x.alias() if hasattr(x, "alias") else x.view(4, K)
+
+    expect(before_and_after(Written(forward, {"w": int8(), "s": scale(N)}), X, "normalize"), __file__, "views")  # type: ignore[arg-type]

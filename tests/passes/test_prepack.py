@@ -1,28 +1,33 @@
-"""prepack: a served site is a kernel call on packed weights, whose packing stands in the graph."""
+"""prepack: kernel calls, and their packing on constants; a packing that fails costs its site its kernel."""
 
 import torch
-from expecttest import assert_expected_inline
-from support.pass_texts import state_after
-from support.modules import Int8
+from support.graphs import before_and_after, expect, through, with_state
+from support.packed_linears import packed_linear
+from support.spellings import BF16, K, N, Written, int8, linear, scale
 
-X = torch.randn(3, 32)
+from qcompile.options import Options
+from qcompile.packing import KernelCall
+from qcompile.pipeline import State
+
+X = torch.zeros(4, K, dtype=BF16)
 
 
 def test_packing_stands_in_the_graph() -> None:
-    _, _, after = state_after("prepack", Int8(), X, kernels=("reference",))
-    assert_expected_inline(
-        after,
-        """\
-arg0_1: i8[16, 32] = constant codes
-arg1_1: f32[16] = constant scale
-arg2_1: f32[3, 32] = input
-view: f32[16, 1] = aten.view.default(arg1_1, [16, 1])
-reference_quantized_linear: f32[3, 16] = reference.quantized_linear(arg2_1, arg0_1, view)
-return [reference_quantized_linear]
-""",
-    )
+    torch.manual_seed(0)
+    model = Written(lambda m, x: linear(x, m.w * m.s), {"w": int8(), "s": scale(N, 1)})
+    expect(before_and_after(model, X, "prepack", Options(kernels=("reference",))), __file__, "int8")
 
 
-def test_an_unserved_site_is_not_packed() -> None:
-    _, before, after = state_after("prepack", Int8(), X, disable=("zentorch", "native", "torch", "xpu", "rdna3"))
-    assert before == after
+def test_calls_name_their_kernel() -> None:
+    state = with_state(packed_linear(N, K), X, through("prepack"), Options(kernels=("reference",)))
+    (site,) = state.sites
+    assert isinstance(site.node.target, KernelCall) and site.node.target.kernel is site.kernel
+
+
+def test_refused_sites_are_left_alone() -> None:
+    def work(state: State) -> None:
+        through("prepack")(state)
+        (site,) = state.sites
+        assert site.kernel is None and "quantized_linear" in str(site.node.target)
+
+    with_state(packed_linear(N, K), X, work, Options(disable=("native", "zentorch", "torch")))
