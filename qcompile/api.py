@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch._dynamo import config as dynamo_config
 
 from qcompile.backend import backend, compile_graph
 from qcompile.options import resolve
@@ -59,6 +60,8 @@ def explain(
         return compile_graph(gm, example_inputs, settings, explained=rows)
 
     target = model.forward if isinstance(model, nn.Module) else model
-    with torch.no_grad():
+    # Past its limit Dynamo stops asking back ends, silently; every explanation is one more compilation of the same code.
+    limits = dynamo_config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
+    with limits, torch.no_grad():
         torch.compile(target, backend=explaining)(*args, **kwargs)
     return Report(tuple(rows))
