@@ -1,6 +1,6 @@
 """The pipeline: which passes run, in this order. What each needs and gives is checked when this module is imported."""
 
-from qcompile.passes import choose, cleanup, fold, freeze, fuse, lower, normalize, prepack, recognize
+from qcompile.passes import attention, choose, cleanup, fold, freeze, fuse, lower, normalize, prepack, recognize
 from qcompile.pipeline import Pass, check_order
 
 PIPELINE: tuple[Pass, ...] = check_order(
@@ -9,6 +9,7 @@ PIPELINE: tuple[Pass, ...] = check_order(
         normalize.PASS,
         recognize.PASS,
         fuse.PASS,
+        attention.PASS,
         choose.PASS,
         prepack.PASS,
         fold.PASS,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from qcompile.errors import UnservedError
 from qcompile.graph import is_released
-from qcompile.kernels import Kernel, Reasons, Site, kernels, selects
+from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels, selects
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
@@ -91,13 +91,9 @@ def _reasons(kernel: Kernel, site: Site, where: Platform) -> Reasons:
 
 
 def _options_against(kernel: Kernel, options: Options) -> Reasons:
-    if selects(options.disable, kernel):
-        return ("disabled by option disable",)
-    if options.kernels and not selects(options.kernels, kernel):
-        return ("not in option kernels",)
-    if kernel.target == "reference" and not selects(options.kernels, kernel):
-        return ("for checking, not for speed: only used if option kernels names it",)
-    return ()
+    if not options.kernels and kernel.target == "reference":
+        return (*against_options(kernel.name, options), "for checking, not for speed: only used if option kernels names it")
+    return against_options(kernel.name, options)
 
 
 def _rank(kernel: Kernel, site: Site, state: State) -> float:

@@ -64,4 +64,4 @@ def explain(
     limits = dynamo_config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
     with limits, torch.no_grad():
         torch.compile(target, backend=explaining)(*args, **kwargs)
-    return Report(tuple(rows))
+    return Report.of(rows)

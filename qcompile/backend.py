@@ -127,7 +127,8 @@ class _Compilation:
             # Tracing is still going on around us: without this, constants' values could not be computed.
             with _disable_current_modes(), torch.no_grad():
                 run(PIPELINE, state, dump.observe, check_equality(state) if self.options.check else None)
-            runner = self._runner(state, pristine_gm, position, inputs, kwargs) if state.folded else None
+            rewritten = bool(state.folded) or any(row.kernel for row in state.others)
+            runner = self._runner(state, pristine_gm, position, inputs, kwargs) if rewritten else None
         except QCompileError:
             raise
         except Exception as error:  # ours, so the user's graph is compiled as it came
@@ -136,7 +137,7 @@ class _Compilation:
             log.debug("rewriting failed", exc_info=True)
             self._record([SiteReport(module=f"graph {self.number}", declined=what)], state, dump)
             return self._hand_over(pristine_gm, inputs, kwargs)
-        self._record([*(row for site in state.sites for row in site.rows()), *state.declined], state, dump)
+        self._record([*(row for site in state.sites for row in site.rows()), *state.declined, *state.others], state, dump)
         return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
 
     @staticmethod
@@ -152,8 +153,8 @@ class _Compilation:
         try:
             dump.decisions(rows, state)
             if rows:
-                log.info("graph %d: %s", self.number, Report(tuple(rows)).summary)
-                emit_trace(Report(tuple(rows)))
+                log.info("graph %d: %s", self.number, Report.of(rows).summary)
+                emit_trace(Report.of(rows))
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: its report could not be written", self.number, exc_info=True)
 

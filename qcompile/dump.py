@@ -34,7 +34,7 @@ class Dump:
     def decisions(self, rows: Sequence[SiteReport], state: State) -> None:
         if self.folder is None:
             return
-        given = Report(tuple(rows))
+        given = Report.of(rows)
         self._write("decisions.txt", given.text(verbose=True))
         self._write("decisions.json", given.to_json())
         self._write("packing.txt", "\n".join(_packing(state)) + "\n")

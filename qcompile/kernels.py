@@ -11,12 +11,15 @@ from torch import Tensor
 
 from qcompile.errors import KernelRefusedError, UnknownNameError
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
+from qcompile.options import Options
 from qcompile.platform import Platform, platform
 
 Reasons = tuple[str, ...]  # empty means yes
 
 # One file each under qcompile/targets; the order is the order of preference where the cost model ties.
 TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
+# Kernels for what is no quantized linear; passes of their own choose them, ruled by the same options.
+OTHER_KERNELS = ("native.attention", "native.dense")
 
 
 def unmet(*needs: tuple[bool, str]) -> Reasons:
@@ -133,6 +136,16 @@ def find(name: str) -> Kernel:
         return kernels()[name]
     except KeyError:
         raise UnknownNameError("kernel", name, kernels()) from None
+
+
+def against_options(name: str, options: Options) -> Reasons:
+    """What the user's options have against a kernel of this name."""
+    covering = {name, name.split(".", 1)[0]}
+    if not covering.isdisjoint(options.disable):
+        return ("disabled by option disable",)
+    if options.kernels and covering.isdisjoint(options.kernels):
+        return ("not in option kernels",)
+    return ()
 
 
 def selects(names: tuple[str, ...], kernel: Kernel) -> bool:

@@ -63,9 +63,9 @@ def resolve(given: Mapping[str, Any] | None = None) -> Options:
 def _check_kernel_names(options: Options) -> None:
     if not options.kernels and not options.disable:
         return
-    from qcompile.kernels import TARGETS, kernels  # noqa: PLC0415 - the kernel table imports every target
+    from qcompile.kernels import OTHER_KERNELS, TARGETS, kernels  # noqa: PLC0415 - the kernel table imports every target
 
-    known = {*TARGETS, *kernels()}
+    known = {*TARGETS, *kernels(), *OTHER_KERNELS}
     for name in (*options.kernels, *options.disable):
         if name not in known:
             raise UnknownNameError("kernel", name, known)

@@ -98,6 +98,7 @@ class State:
     constants: dict[fx.Node, Constant] = field(default_factory=dict)
     sites: list[GraphSite] = field(default_factory=list)
     declined: list[SiteReport] = field(default_factory=list)
+    others: list[SiteReport] = field(default_factory=list)  # decisions about what is no quantized linear (attention, dense)
     dense: list[str] = field(default_factory=list)  # paths of dense linears, which are left alone
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+# Formats of rows that are about no quantized linear.
+OTHER_FORMATS = ("attention", "dense")
 # JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
 EQUAL_DB = 320.0
 # The kinds of meaning.ActivationQuant in the words of the report.
@@ -87,9 +89,20 @@ def _json_number(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Decisions about quantized linears, in the order in which they were met. `print(report)` shows them per structure."""
+    """Decisions about quantized linears, in the order in which they were met. `print(report)` shows them per structure.
+
+    others: rows about what is no quantized linear (format "attention" or "dense"); no count or sum includes them.
+    """
 
     sites: tuple[SiteReport, ...] = ()
+    others: tuple[SiteReport, ...] = ()
+
+    @staticmethod
+    def of(rows: Iterable[SiteReport]) -> "Report":
+        """A report of these rows, each where it belongs."""
+        given = tuple(rows)
+        others = tuple(row for row in given if row.format in OTHER_FORMATS)
+        return Report(tuple(row for row in given if row.format not in OTHER_FORMATS), others)
 
     @property
     def served(self) -> tuple[SiteReport, ...]:
@@ -133,6 +146,7 @@ class Report:
             "bytes_after": self.bytes_after,
             "sqnr_db": _json_number(self.sqnr_db),
             "sites": [site.to_dict() for site in self.sites],
+            "others": [row.to_dict() for row in self.others],
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -176,7 +190,7 @@ def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
 def report() -> Report:
     """The decisions of all compilations so far (since the last `clear`)."""
     with _lock:
-        return Report(tuple(_rows.values()))
+        return Report.of(_rows.values())
 
 
 def clear() -> None:
@@ -187,7 +201,7 @@ def clear() -> None:
 
 def combined(reports: Iterable[Report]) -> Report:
     """Several reports as one."""
-    return Report(tuple(site for each in reports for site in each.sites))
+    return Report.of(row for each in reports for row in (*each.sites, *each.others))
 
 
 def emit_trace(given: Report) -> None:

@@ -8,7 +8,20 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.report import Report, SiteReport
-from qcompile.report_text import Row, decibels, footer, joined_paths, megabytes, refusals, rows, runs_as, shape, why, worst_db
+from qcompile.report_text import (
+    Row,
+    decibels,
+    footer,
+    joined_paths,
+    megabytes,
+    other_lines,
+    refusals,
+    rows,
+    runs_as,
+    shape,
+    why,
+    worst_db,
+)
 
 WIDE = 120  # columns from which the table also shows bytes
 NARROW = 100  # below this the weight's scheme stands under the layer's name
@@ -35,6 +48,8 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
         _show_refusals("", sites, console, complete=True)
     if refused:
         _show_refusals("kernel not taken", report.served, console, complete=verbose)
+    for line in other_lines(report, verbose):
+        console.print(Text(line, style="dim" if line.startswith("      ") else ""))
     if tail := footer(report):
         console.print()
         console.print(Text(tail, style="dim"))

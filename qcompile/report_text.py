@@ -163,9 +163,21 @@ def plain(report: Report, verbose: bool = False) -> str:
     if report.served:
         others = _reason_lines(report.served, indent=2, count=True)
         lines += ["", "kernels not taken", *others] if others else []
+    lines += other_lines(report, verbose)
     if tail := footer(report):
         lines += ["", tail]
     return "\n".join(lines)
+
+
+def other_lines(report: Report, verbose: bool = False) -> list[str]:
+    """What else was rewritten or left: rows about attention and dense products, one for each decision."""
+    lines: list[str] = []
+    for row in rows(Report(report.others), verbose):
+        count = f"  {len(row.sites)} x" if len(row.sites) > 1 else ""
+        lines.append(f"  {row.name}{count}  {row.first.format}  {row.first.kernel or 'left as it was'}")
+        lines += [f"      {row.first.note}"] if row.first.note else []
+        lines += _reason_lines(row.sites, indent=6, count=False) if row.first.kernel is None else []
+    return ["", "besides quantized linears", *lines] if lines else []
 
 
 def why(site: SiteReport) -> tuple[object, ...]:

@@ -1,0 +1,141 @@
+"""Afterwards attention of few query rows is a call of our own kernel where that is proven equal; all other is as it was."""
+
+import logging
+
+from torch import Tensor, fx
+
+from qcompile.attention import Attention, find_attention, module_path, same_size
+from qcompile.attention_check import call, disproof, key_of, outer_inputs
+from qcompile.graph import value
+from qcompile.kernels import Reasons, against_options, unmet
+from qcompile.pipeline import Pass, State
+from qcompile.platform import platform
+from qcompile.report import SiteReport
+from qcompile.targets import native_attention
+from qcompile.targets.native_attention import DTYPES, FEW_QUERIES, NAME
+
+log = logging.getLogger(__name__)
+
+Proof = tuple[str, float | None]
+
+
+def apply(state: State) -> None:
+    """Look at every attention; rewrite it, or note why not."""
+    proven: dict[str, Proof] = {}
+    for node in list(state.graph.nodes):
+        try:
+            _look(state, node, proven)
+        except Exception as error:  # an odd graph must never stop the user's model
+            log.debug("attention at %s could not be read", node.name, exc_info=True)
+            _note(state, module_path(node), (f"could not be read: {type(error).__name__}: {error}",))
+
+
+def _look(state: State, node: fx.Node, proven: dict[str, Proof]) -> None:
+    found = find_attention(node)
+    if found is None:
+        return
+    path = module_path(node)
+    if isinstance(found, str):
+        _note(state, path, (found,))
+        return
+    reasons = (*against_options(NAME, state.options), *native_attention.missing(state.platform), *_refusals(found[0]))
+    if reasons:
+        _note(state, path, reasons)
+        return
+    chosen, wrong, sqnr = _proven(state, found, proven)
+    if chosen is None:
+        _note(state, path, (wrong,))
+    elif not state.burn():
+        _note(state, path, ("the rewrite budget (option fuel) is used up",))
+    elif _rewrite(state, chosen):
+        _note(state, path, (), sqnr, _sizes(chosen))
+    else:
+        _note(state, path, ("its result lies in memory in an order that the rest of the graph does not expect",))
+
+
+def _note(state: State, path: str, reasons: Reasons, sqnr: float | None = None, note: str = "") -> None:
+    state.others.append(
+        SiteReport(
+            module=path,
+            format="attention",
+            kernel=None if reasons else NAME,
+            reasons={NAME: reasons} if reasons else {},
+            fallback="packed",
+            sqnr_db=sqnr,
+            note=note,
+        )
+    )
+
+
+def _refusals(found: Attention) -> Reasons:
+    q, k, v = value(found.q), value(found.k), value(found.v)
+    rows = q.shape[2]
+    return unmet(
+        (q.device.type == "cpu", f"runs on the CPU, this attention is on {q.device.type}"),
+        (q.dtype in DTYPES, f"takes bfloat16, float16 or float32, got {str(q.dtype).removeprefix('torch.')}"),
+        (k.dtype is q.dtype and v.dtype is q.dtype, "takes one dtype for queries, keys and values"),
+        (same_size(v.shape[3], k.shape[3]), f"takes keys and values of one width, got {k.shape[3]} and {v.shape[3]}"),
+        # A length that is only known at run time is decided then, inside the operator.
+        (not isinstance(rows, int) or rows <= FEW_QUERIES, f"takes up to {FEW_QUERIES} query rows, this graph has {rows}"),
+    )
+
+
+def _proven(state: State, found: list[Attention], proven: dict[str, Proof]) -> tuple[Attention | None, str, float | None]:
+    """The first proposal that holds with the least SQNR of our kernel, or what is wrong with the first one."""
+    first = ""
+    runs_here = not state.platform.simulated or not native_attention.missing(platform())
+    for proposal in found:
+        sizes = outer_inputs(proposal)
+        if isinstance(sizes, str):
+            first = first or sizes
+            continue
+        key = key_of(proposal, sizes)
+        if key not in proven or state.options.verify == "every":
+            proven[key] = disproof(proposal, sizes, kernel=runs_here and state.options.verify != "off")
+        wrong, sqnr = proven[key]
+        if not wrong:
+            return proposal, "", sqnr
+        first = first or wrong
+    return None, first, None
+
+
+def _rewrite(state: State, found: Attention) -> bool:
+    """Put our operator in the place of the result; False if the result would lie in memory as its users do not expect."""
+    graph, old = state.graph, value(found.out)
+    key = (NAME, found.scale, found.causal, found.nan_if_unseen)
+    before = set(graph.nodes)
+    with graph.inserting_before(found.out.next):
+        node = state.emit(graph, lambda q, k, v, mask: call(q, k, v, mask, found), [found.q, found.k, found.v, found.mask], key)
+        if not _laid_out_alike(value(node), old):
+            if not _laid_out_alike(value(node).contiguous(), old):
+                for added in reversed([item for item in graph.nodes if item not in before]):
+                    graph.erase_node(added)
+                return False
+            node = state.emit(graph, lambda tensor: tensor.contiguous(), [node], "contiguous")
+    node.meta = {**found.out.meta, "val": value(node)}
+    found.out.replace_all_uses_with(node)
+    return True
+
+
+def _laid_out_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether the strides are equal where they matter."""
+    sizes = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(same_size(size, 1) or same_size(left, right) for size, left, right in sizes)
+
+
+def _sizes(found: Attention) -> str:
+    q, k = value(found.q), value(found.k)
+    rows = q.shape[2] if isinstance(q.shape[2], int) else "any number of"
+    shared = f" sharing {k.shape[1]} of keys and values" if q.shape[1] != k.shape[1] else ""
+    return f"{rows} query row{'' if rows == 1 else 's'}, {q.shape[1]} heads{shared}, width {q.shape[3]}"
+
+
+def holds(state: State) -> list[str]:
+    return [
+        f"{row.module} has neither kernel nor reason"
+        for row in state.others
+        if row.kernel is None and not any(row.reasons.values())
+    ]
+
+
+PASS = Pass(name="attention", apply=apply, needs=frozenset({"normal"}), gives=frozenset({"attention"}), holds=holds)
