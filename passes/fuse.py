@@ -110,11 +110,13 @@ def unfuse(site: GraphSite) -> tuple[GraphSite, ...]:
 def without_kernel(site: GraphSite, reason: str) -> tuple[GraphSite, ...]:
     """The site (or the parts of a fused one) after its kernel turned out not to work, `reason` in the report."""
     assert site.kernel is not None
-    name, reasons = site.kernel.name, site.report.reasons
+    known = site.report
+    reasons = {**known.reasons, site.kernel.name: (reason,)}
     parts = unfuse(site) if site.parts else (site,)
     for part in parts:
-        shared = {"predicted_ms": site.report.predicted_ms, "fallback": site.report.fallback}
-        part.report = replace(part.report, kernel=None, sqnr_db=None, reasons={**reasons, name: (reason,)}, **shared)
+        part.report = replace(
+            part.report, kernel=None, sqnr_db=None, reasons=reasons, predicted_ms=known.predicted_ms, fallback=known.fallback
+        )
         part.kernel = None
     return parts
 

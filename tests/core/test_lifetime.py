@@ -195,7 +195,7 @@ def test_a_graph_compiled_before_the_release_goes_on() -> None:
     with torch.no_grad():
         want = model(X)
     assert good(model, kept)
-    released = compiled(lambda x: model(x), release=True)
+    released = compiled(model, release=True)
     with torch.no_grad():
         for _ in range(2):
             assert sqnr_db(want, released(X)) >= 40

@@ -89,7 +89,7 @@ def untraceable_pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 
 
 def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="unknown option 'kernel'. Did you mean 'kernels'.*fallback.*verify"):
+    with pytest.raises(UnknownNameError, match=r"unknown option 'kernel'. Did you mean 'kernels'.*fallback.*verify"):
         resolve({"kernel": ["native"]})
 
 
@@ -118,9 +118,9 @@ def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
 
 def test_wrong_options_reach_the_caller() -> None:
     model = spelling("linear of the scaled").model()
-    with pytest.raises(Exception, match="unknown option 'kernel'"), torch.no_grad():
+    with pytest.raises(Exception, match=r"unknown option 'kernel'"), torch.no_grad():
         torch.compile(model, backend="qcompile", options={"kernel": ["native"]})(X)
-    with pytest.raises(UnknownNameError, match="unknown option 'kernel'"):
+    with pytest.raises(UnknownNameError, match=r"unknown option 'kernel'"):
         qcompile.compile(model, kernel=["native"])
 
 

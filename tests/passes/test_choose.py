@@ -30,7 +30,9 @@ def test_a_decision_and_all_reasons() -> None:
 def test_reference_is_never_chosen_silently() -> None:
     (site,) = decided(packed_linear(N, K), disable=("zentorch", "native", "torch", "xpu", "rdna3"))
     assert site.kernel is None
-    assert site.report.reasons["reference.quantized_linear"] == ("for checking, not for speed: only used if option kernels names it",)
+    assert site.report.reasons["reference.quantized_linear"] == (
+        "for checking, not for speed: only used if option kernels names it",
+    )
 
 
 def test_without_a_kernel_fused_sites_are_apart_again() -> None:

@@ -3,7 +3,7 @@
 import torch
 from support.graphs import before_and_after, expect
 from support.packed_linears import packed_linear
-from support.spellings import BF16, K, N, SPELLINGS, Written, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, K, N, Written, int8, linear, scale
 
 from qcompile.options import Options
 

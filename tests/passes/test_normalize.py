@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.graphs import before_and_after, expect
-from support.spellings import BF16, K, N, SPELLINGS, Written, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, K, N, Written, int8, linear, scale
 from torch import Tensor
 
 CASES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.graphs import before_and_after, expect, through, with_state
 from support.packed_linears import packed_linear
-from support.spellings import BF16, F32, K, N, SPELLINGS, Written, int4, int8, linear, scale
+from support.spellings import BF16, F32, SPELLINGS, K, N, Written, int4, int8, linear, scale
 from torch import Tensor
 
 from qcompile.options import Options
@@ -32,7 +32,9 @@ def test_a_scale_behind_the_product() -> None:
 
 
 def test_a_bias_and_a_cast() -> None:
-    model = Written(lambda m, x: (linear(x, m.w.to(F32) * m.s) + m.b).to(BF16), {"w": int8(), "s": scale(N, 1, dtype=F32), "b": torch.zeros(N)})
+    model = Written(
+        lambda m, x: (linear(x, m.w.to(F32) * m.s) + m.b).to(BF16), {"w": int8(), "s": scale(N, 1, dtype=F32), "b": torch.zeros(N)}
+    )
     expect(before_and_after(model, X.float(), "recognize"), __file__, "bias and cast")
 
 
@@ -62,9 +64,9 @@ def reason(forward: Callable[..., Any], x: Tensor = X, **tensors: Tensor) -> str
 
 
 def test_refused_experts() -> None:
-    assert reason(lambda m, x: torch.bmm(x, m.w.to(BF16)), torch.zeros(3, 2, K, dtype=BF16), w=torch.zeros(3, K, N, dtype=torch.int8)) == (
-        "the weight is a batch of 3 matrices (experts); only single linears are rewritten"
-    )
+    assert reason(
+        lambda m, x: torch.bmm(x, m.w.to(BF16)), torch.zeros(3, 2, K, dtype=BF16), w=torch.zeros(3, K, N, dtype=torch.int8)
+    ) == ("the weight is a batch of 3 matrices (experts); only single linears are rewritten")
 
 
 def test_refused_off_the_lattice() -> None:

@@ -29,7 +29,11 @@ class _Captured(Exception):  # noqa: N818 - it carries a result
 
 
 def with_state(
-    model: Callable[..., Any], x: Tensor | Sequence[Any], work: Callable[[State], None], options: Options | None = None, dynamic: bool = False
+    model: Callable[..., Any],
+    x: Tensor | Sequence[Any],
+    work: Callable[[State], None],
+    options: Options | None = None,
+    dynamic: bool = False,
 ) -> State:
     """Capture model(x) as the back end does, and call `work` with the State before the first pass; returns that State.
 
@@ -50,7 +54,9 @@ def with_state(
             return lambda args: [torch.zeros(())] * 8
 
         table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
-        compiler = aot_autograd(fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True)
+        compiler = aot_autograd(
+            fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True
+        )
         compiler(gm, list(example_inputs))
         raise _Captured(found[0])
 
@@ -76,7 +82,9 @@ def through(*names: str) -> Callable[[State], None]:
     return lambda state: run(PIPELINE[: last + 1], state)
 
 
-def before_and_after(model: Callable[..., Any], x: Tensor | Sequence[Any], name: str, options: Options | None = None, dynamic: bool = False) -> str:
+def before_and_after(
+    model: Callable[..., Any], x: Tensor | Sequence[Any], name: str, options: Options | None = None, dynamic: bool = False
+) -> str:
     """The graph's text before and after the pass of that name."""
     index = next(index for index, step in enumerate(PIPELINE) if step.name == name)
     texts: list[str] = []
