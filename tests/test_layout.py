@@ -16,7 +16,7 @@ from qcompile.passes import PIPELINE
 from qcompile.readers import READERS
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("passes", "qcompile", "csrc", "tests", "demo", "docs", ".ci")
+FOLDERS = ("passes", "qcompile", "csrc", "tests", "demo", "bench", "docs", ".ci")
 MOST_LINES = 400
 BANNED_WORDS = {"new", "old", "utils", "util", "misc", "helpers", "helper", "helpers2", "common2", "tmp", "temp", "stuff"}
 # Where this was written is nobody's business; put together here so that this file passes its own test.
