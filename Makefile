@@ -40,7 +40,7 @@ format: $(STAMPS)/packages  ## ruff: repair what it can
 
 types: $(READY)  ## mypy strict and pyright strict
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 dist: $(STAMPS)/packages  ## wheel and sdist in dist/
 	rm -rf dist
