@@ -6,7 +6,7 @@
 // 8 bit: a byte is made a float32 by putting it, sign bit flipped, into the mantissa of a large power of two that is then
 // subtracted; -128..127 fills no more than the upper half of the float32, which is the bfloat16.
 // float16 input is split exactly into two bfloat16 rows (high and low part) whose results are added.
-// Decoding again for every panel of 12 rows is cheaper than decoding once into memory and loading: it runs on ports that
+// Decoding again for every panel of 16 rows is cheaper than decoding once into memory and loading: it runs on ports that
 // the multiplier leaves free.
 // Instructions: https://www.intel.com/content/www/us/en/docs/intrinsics-guide (VDPBF16PS, VPTERNLOGD, VCVTNEPS2BF16).
 #pragma once
@@ -25,10 +25,9 @@ inline __m512 load_scales_512(const PackedWeight& weight, int64_t meta) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// What one unit of the sum of x is worth.
+// What one unit of the sum of x is worth, with zero points.
 template <int kBits>
 inline __m512 load_offsets(const PackedWeight& weight, int64_t meta) {
-  if (weight.zeros == nullptr) return _mm512_set1_ps(kBits == 4 ? 136.0f : 0.0f);
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.zeros + meta));
   if constexpr (kBits == 8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
   return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(128)));
@@ -118,19 +117,20 @@ inline __m512 add_sums(__m512 sum, const uint16_t* values, int64_t count) {
 
 template <int kBits>
 struct Bf16Body {
-  static constexpr int64_t kMostRows = 12;  // 12 accumulators, 12 totals and the decoded weights fill the registers
+  static constexpr int64_t kMostRows = 16;  // sums and decoded weights fill the registers; totals wait in memory
   static constexpr int64_t kLineK = 32 / kBits;
   static constexpr int kLinePairs = 16 / kBits;
 
   static int64_t parts(Dtype dtype) { return dtype == Dtype::fp16 ? 2 : 1; }
 
-  // A prepared panel of R rows: [groups][R] float sums of x, then [pairs of k][R] pairs.
+  // A prepared panel of R rows: [groups][R] sums of x times -1 (times -136 or 0 without zero points: where a sum then
+  // begins), then [pairs of k][R] pairs.
   static int64_t row_bytes(const PackedShape& shape) { return shape.padded_k() * 2 + shape.groups() * 4; }
 
   template <int R>
   static void run_panel(const PanelArgs& args) {
     // VDPBF16PS takes some 6 cycles and one starts every cycle: few rows need several chains each.
-    constexpr int kChains = R <= 2 && kLinePairs == 4 ? 4 : R <= 5 ? 2 : 1;
+    constexpr int kChains = R <= 3 && kLinePairs == 4 ? 4 : R <= 7 ? 2 : 1;
     const PackedWeight& weight = *args.weight;
     const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines();
     const float* const sums = reinterpret_cast<const float*>(args.panel);
@@ -141,9 +141,16 @@ struct Bf16Body {
       for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
       const uint32_t* x = pairs;
       for (int64_t g = 0; g < groups; ++g) {
+        const int64_t meta = (block * groups + g) * kBlock;
         __m512 sum[R][kChains];
-        for (int r = 0; r < R; ++r)
-          for (int c = 0; c < kChains; ++c) sum[r][c] = _mm512_setzero_ps();
+        QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
+          sum[r][0] = _mm512_set1_ps(sums[g * R + r]);
+          for (int c = 1; c < kChains; ++c) sum[r][c] = _mm512_setzero_ps();
+        }
+        if (weight.zeros != nullptr) {
+          const __m512 offset = load_offsets<kBits>(weight, meta);
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) sum[r][0] = _mm512_mul_ps(offset, sum[r][0]);
+        }
         for (int64_t l = 0; l < group_lines; ++l, line += kLineBytes, x += kLinePairs * R) {
           _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
           const Decoded<kBits> w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
@@ -151,14 +158,12 @@ struct Bf16Body {
             for (int r = 0; r < R; ++r)
               sum[r][p % kChains] = _mm512_dpbf16_ps(sum[r][p % kChains], w.pairs[p], pair_of(x + p * R + r));
         }
-        const int64_t meta = (block * groups + g) * kBlock;
-        const __m512 scale = load_scales_512(weight, meta), offset = load_offsets<kBits>(weight, meta);
+        const __m512 scale = load_scales_512(weight, meta);
         QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
           __m512 all = sum[r][0];
           if constexpr (kChains == 2) all = _mm512_add_ps(sum[r][0], sum[r][1]);
           if constexpr (kChains == 4)
             all = _mm512_add_ps(_mm512_add_ps(sum[r][0], sum[r][1]), _mm512_add_ps(sum[r][2], sum[r][3]));
-          all = _mm512_fnmadd_ps(offset, _mm512_set1_ps(sums[g * R + r]), all);
           total[r] = _mm512_fmadd_ps(all, scale, total[r]);
         }
       }
@@ -177,6 +182,7 @@ struct Bf16Body {
     const int64_t split = parts(input.dtype), rows = count * split, groups = shape.groups(), group_k = shape.group_k();
     float* const sums = reinterpret_cast<float*>(out);
     uint32_t* const pairs = reinterpret_cast<uint32_t*>(out + groups * rows * 4);
+    const float worth = weight.zeros != nullptr ? -1.0f : kBits == 4 ? -136.0f : 0.0f;
     alignas(64) uint16_t staged[2][kPiece];
     for (int64_t row = 0; row < count; ++row) {
       for (int64_t g = 0; g < groups; ++g) {
@@ -191,7 +197,7 @@ struct Bf16Body {
             for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
           }
         }
-        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = _mm512_reduce_add_ps(sum[part]);
+        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = worth * _mm512_reduce_add_ps(sum[part]);
       }
     }
   }

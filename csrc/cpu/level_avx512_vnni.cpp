@@ -9,7 +9,7 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kRows = 12;
+constexpr int64_t kRows = 16;
 constexpr LinearKernel kInt8 = Panels<Int8Body<ByteDot, kRows>>::kernel("int8_avx512_vnni");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleDot, kRows>>::kernel("int4_a8_avx512_vnni");
 

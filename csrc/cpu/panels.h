@@ -19,9 +19,9 @@ namespace {
 
 // Before a loop over rows or vectors: an index that is no constant would put the sums into memory.
 #if defined(__clang__)
-#define QCOMPILE_UNROLL _Pragma("unroll 16")
+#define QCOMPILE_UNROLL _Pragma("unroll 32")
 #else
-#define QCOMPILE_UNROLL _Pragma("GCC unroll 16")
+#define QCOMPILE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 constexpr int64_t kAhead = 48 * 64;  // bytes of codes fetched ahead of use
@@ -69,7 +69,7 @@ struct Panels {
 
   static void run(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
                   int64_t begin, int64_t end) {
-    constexpr int64_t kKept = 128 << 10;
+    constexpr int64_t kKept = 384 << 10;
     const int64_t panels = count(input.dtype, input.m), parts = Body::parts(input.dtype);
     const int64_t width = input.dtype == Dtype::f32 ? 4 : 2;
     // All panels of some blocks before the next blocks: codes come from memory once and from L2 afterwards.

@@ -22,11 +22,11 @@ OWN_ROUNDING = ActivationQuant(kind="token", divisor=127.0, low=-127)
 A8_GROUP = 128  # values of x that share a scale where the checkpoint leaves the rounding to us
 
 # Time over the limit max(bytes / bandwidth, operations / peak), by rows; measured on Zen 4 with 2 threads and cold weights.
-INT4_FACTORS = ((1, 1.05), (2, 1.08), (4, 1.25), (8, 1.14), (12, 1.08), (16, 1.14), (24, 1.08))
+INT4_FACTORS = ((1, 1.02), (2, 1.06), (4, 1.13), (8, 1.05), (12, 1.06), (16, 1.08), (64, 1.1))
 # float16 takes two products for one, float32 has no pair instruction: half the arithmetic rate and less.
-WIDE_FACTORS = ((1, 1.2), (2, 1.9), (4, 2.6), (8, 3.0))
-INT8_FACTORS = ((1, 1.05), (4, 1.1), (16, 1.2), (64, 1.15))
-INT4_A8_FACTORS = ((1, 1.05), (4, 1.15), (8, 1.3), (16, 1.35))
+WIDE_FACTORS = ((1, 1.26), (2, 1.65), (4, 2.15))
+INT8_FACTORS = ((1, 1.02), (8, 1.1), (12, 1.2), (64, 1.15))
+INT4_A8_FACTORS = ((1, 1.02), (4, 1.1), (8, 1.28))
 
 
 def missing(where: Platform) -> Reasons:
