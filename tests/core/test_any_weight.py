@@ -99,7 +99,7 @@ def written(case: Case) -> Written:
 def test_any_weight(case: Case) -> None:
     torch._dynamo.reset()
     model = written(case)
-    x = torch.randn(5, case.k).to(case.dtype)
+    x = torch.randn(64, case.k).to(case.dtype)
     with torch.no_grad():
         want = model(x)
         got = torch.compile(model, backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})(x)
