@@ -98,11 +98,15 @@ def relative_error(y: Tensor, wanted: Tensor) -> float:
 
 
 def weighted_error(y: Tensor, x: Tensor, w: Weight) -> float:
-    """The difference from x @ W.T relative to it, or to the size of its terms where they cancel to less."""
+    """The difference from x @ W.T relative to it, or to the size of its terms where they cancel to less.
+
+    Kernels take codes times x and zero points times x apart, so a term is as large as both together, even where they are equal.
+    """
     wanted = expected(x, w)
     if wanted.numel() == 0:
         return 0.0
-    terms = (x.double().abs() @ w.dense().abs().T).norm() / max(w.k, 1) ** 0.5
+    apart = Weight(w.codes.double().abs(), w.scales, None if w.zeros is None else -w.zeros.double().abs(), w.group, w.bits)
+    terms = (x.double().abs() @ apart.dense().T).norm() / max(w.k, 1) ** 0.5
     return float((y.double() - wanted).norm() / max(float(wanted.norm()), float(terms), 1e-30))
 
 
