@@ -1,6 +1,5 @@
 """Every option does what it says, and nothing that goes wrong inside stops the user's model."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.packed_linears import Stack
-from support.spellings import BF16, SPELLINGS, K, N, Spelling, Written, int4, int8, linear, scale
+from support.spellings import BF16, SPELLINGS, K, N, Spelling, Written, int8, linear
 from torch import Tensor
 
 import qcompile
@@ -396,48 +395,3 @@ def test_passes_out_of_order_are_an_error() -> None:
 
     with pytest.raises(PassOrderError, match="pass 'cleanup' needs lowered"):
         check_order(tuple(step for step in pipeline_of.PIPELINE if step.name != "lower"))
-
-
-# Files.
-
-
-def test_dump_writes_every_step(tmp_path: Path) -> None:
-    run(Stack(1), kernels=["reference"], dump=tmp_path)
-    (folder,) = tmp_path.iterdir()
-    names = {path.name for path in folder.iterdir()}
-    for number, step in enumerate(pipeline_of.PIPELINE):
-        assert {f"{number:02d}_before_{step.name}.txt", f"{number:02d}_after_{step.name}.txt"} <= names
-    assert {"decisions.txt", "decisions.json", "packing.txt", "graph.dot", "graph.svg"} <= names
-    decisions = json.loads((folder / "decisions.json").read_text())
-    assert [site["kernel"] for site in decisions["sites"]] == ["reference.quantized_linear"] * 4
-    last = (folder / f"{len(pipeline_of.PIPELINE) - 1:02d}_after_cleanup.txt").read_text()
-    assert "dequantize_packed" not in last and "packed 0" in last
-    assert (folder / "graph.svg").read_text().startswith("<svg") and "layers.0.down" in (folder / "graph.svg").read_text()
-    assert "layers.0.down" in (folder / "packing.txt").read_text()
-
-
-def test_a_dump_that_cannot_be_written_is_only_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    assert len(run(Stack(1), kernels=["reference"], dump=file)) == 4
-    assert "could not be written" in caplog.text
-
-
-def test_no_dump_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run(Stack(1), kernels=["reference"])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("platform", ["zen5", "x86-64-avx2", "gfx1100", "xpu"])
-def test_another_platform_is_only_rewritten_for(platform: str) -> None:
-    model = Written(lambda m, x: linear(x, m.q * m.s), {"q": int4(), "s": scale(N, 1)})
-    report = qcompile.explain(model, X, platform=platform)
-    assert len(report.sites) == 1 and report.sites[0].bits == 4
-    assert set(report.sites[0].reasons) | {report.sites[0].kernel} >= set(known())
-
-
-def test_explain_runs_and_records_nothing() -> None:
-    report = qcompile.explain(Stack(1), X, options={"kernels": ["reference"]})
-    assert [row.kernel for row in report.sites] == ["reference.quantized_linear"] * 4
-    assert qcompile.report().sites == ()
