@@ -1,5 +1,6 @@
 """Recognizes how a layer's input is rounded before the product, by running that region of the graph on random inputs."""
 
+import math
 from collections.abc import Mapping
 
 import networkx as nx
@@ -14,6 +15,7 @@ from qcompile.products import through_views
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product
 _ACCEPT_DB = 40.0
+_PROBES = 5
 
 DYNAMIC = (
     ActivationQuant(kind="token", divisor=127.5, low=-128),
@@ -93,13 +95,19 @@ def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
 
 
 def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
-    """The known rounding that equals the region from `source` to `x` on every probe, or None."""
-    static = _static_candidates(x, source, constant)
+    """The known rounding that is nearest to the region from `source` to `x` on every probe, or None if none is near enough."""
+    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
+    samples = [_sample(value(source), number) for number in range(_PROBES)]
+    try:
+        regions = [evaluate([x], {**feed, source: sample})[0] for sample in samples]
+    except (RuntimeError, ValueError, TypeError):
+        return None
     best: Rounded | None = None
-    for candidate in [Rounded(source, quant) for quant in DYNAMIC] + static:
-        if all(_equal(x, source, candidate, constants, probe) for probe in range(5)):
-            best = candidate
-            break
+    reached = _ACCEPT_DB
+    for candidate in [Rounded(source, quant) for quant in DYNAMIC] + _static_candidates(x, source, constant):
+        agreement = min(_agreement(region, sample, candidate, feed) for region, sample in zip(regions, samples, strict=True))
+        if agreement > reached or (best is None and agreement == reached):
+            best, reached = candidate, agreement
     return best
 
 
@@ -121,30 +129,25 @@ def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> l
     return [Rounded(source, quant, scale, zero) for scale in scales for zero in zeros if zero is not scale]
 
 
-def _equal(x: fx.Node, source: fx.Node, candidate: Rounded, constants: Mapping[fx.Node, Constant], probe: int) -> bool:
-    sample = _sample(value(source), probe)
-    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
+def _agreement(region: Tensor, sample: Tensor, candidate: Rounded, feed: Mapping[fx.Node, Tensor]) -> float:
+    """How near the candidate comes to what the region made of the sample, in dB; -inf if they cannot be compared."""
     wanted = [node for node in (candidate.scale, candidate.zero) if node is not None]
-    static = dict(zip(wanted, evaluate(wanted, feed), strict=True)) if wanted else {}
     try:
-        region = evaluate([x], {**feed, source: sample})[0]
+        static = dict(zip(wanted, evaluate(wanted, feed), strict=True)) if wanted else {}
         ours = candidate.quant.apply(
             sample,
             static.get(candidate.scale) if candidate.scale is not None else None,
             static.get(candidate.zero) if candidate.zero is not None else None,
         )
     except (RuntimeError, ValueError, TypeError):
-        return False
+        return -math.inf
     if region.numel() != ours.numel():
-        return False
-    return not _differs(region.reshape(ours.shape), ours)
-
-
-def _differs(region: Tensor, ours: Tensor) -> bool:
+        return -math.inf
+    region = region.reshape(ours.shape)
     if not bool(region.any()) and not bool(ours.any()):
-        return False
-    # `not >=`: NaN counts as different.
-    return not sqnr_db(region, ours) >= _ACCEPT_DB
+        return math.inf
+    agreement = sqnr_db(region, ours)
+    return -math.inf if math.isnan(agreement) else agreement
 
 
 def _sample(like: Tensor, probe: int) -> Tensor:

@@ -92,6 +92,25 @@ def test_views_by_symbolic_sizes() -> None:
     assert served() == ["reference.quantized_linear"]
 
 
+def rounded_by_hand(m: nn.Module, x: Tensor) -> Tensor:
+    step = x.float().abs().amax(-1, keepdim=True) / 127
+    step = torch.where(step == 0, torch.ones_like(step), step)
+    codes = (x.float() / step).round().clamp(-127, 127)
+    return linear((codes * step).to(BF16), m.w.to(BF16)) * m.s  # type: ignore[operator,union-attr]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_rounded_activations_are_recognized_under_symbolic_sizes(dynamic: bool) -> None:
+    model = Written(rounded_by_hand, {"w": int8(), "s": scale(N)})
+    run = torch.compile(model, backend="qcompile", options=EAGER, dynamic=dynamic)
+    agrees(model, run, 2, 3, K)
+    (row,) = qcompile.report().sites
+    assert (row.kernel, row.activation) == ("reference.quantized_linear", "token/127/-127")
+    if dynamic:
+        agrees(model, run, 4, 5, K)
+        assert compilations() == 1
+
+
 def test_marked_dynamic_compiles_once() -> None:
     model = Stack(1)
     run = torch.compile(model, backend="qcompile", options=EAGER)
