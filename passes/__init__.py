@@ -1,6 +1,6 @@
 """The pipeline: which passes run, in this order. What each needs and gives is checked when this module is imported."""
 
-from qcompile.passes import attention, choose, cleanup, fold, freeze, fuse, lower, normalize, prepack, recognize
+from qcompile.passes import attention, choose, cleanup, dense, fold, freeze, fuse, lower, normalize, prepack, recognize
 from qcompile.pipeline import Pass, check_order
 
 PIPELINE: tuple[Pass, ...] = check_order(
@@ -10,6 +10,7 @@ PIPELINE: tuple[Pass, ...] = check_order(
         recognize.PASS,
         fuse.PASS,
         attention.PASS,
+        dense.PASS,
         choose.PASS,
         prepack.PASS,
         fold.PASS,

@@ -34,6 +34,8 @@ _numbers = count()
 _warned: set[str] = set()
 # Inductor turns products of one row into sums of products while tracing; we need to see the products.
 _PRODUCT_DECOMPOSITIONS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")
+# Inductor's default for the least number of steps of a thread, and how many steps one thread does as fast as several.
+_INDUCTORS_CHUNK, _SMALL_LOOP = 512, 8192
 
 
 def backend(
@@ -65,7 +67,7 @@ def compile_graph(
     from torch._inductor import list_mode_options  # noqa: PLC0415 - Inductor is slow to import
     from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
-    patches = list_mode_options(mode) if mode is not None else {}
+    patches = {**_few_threads_for_small_loops(), **(list_mode_options(mode) if mode is not None else {})}
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[return-value]
@@ -81,6 +83,19 @@ def compile_graph(
         return compile_fx(  # type: ignore[return-value]
             gm, list(example_inputs), inner_compile=inner, config_patches=patches, decompositions=inductor_decompositions()
         )
+
+
+def _few_threads_for_small_loops() -> dict[str, Any]:
+    """Settings of Inductor under which a loop of fewer than 8192 steps stays on one thread.
+
+    A step of decoding has hundreds of such loops (norms, rotations, gates of one row). Each barrier between threads costs some
+    microseconds, the loop itself one, and a scheduler's tick where the processor is shared. A setting of the user's own is left.
+    """
+    from torch._inductor import config  # noqa: PLC0415 - Inductor is slow to import
+
+    if config.cpp.min_chunk_size != _INDUCTORS_CHUNK:
+        return {}
+    return {"cpp.min_chunk_size": max(_INDUCTORS_CHUNK, _SMALL_LOOP // max(torch.get_num_threads(), 1))}
 
 
 def inductor_decompositions() -> dict[Any, Any]:

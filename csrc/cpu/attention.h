@@ -13,10 +13,9 @@
 #include <limits>
 
 #include "common/isa.h"
+#include "cpu/element.h"
 
 namespace qcompile {
-
-enum class Element : int { bf16 = 0, fp16 = 1, f32 = 2, boolean = 3 };
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int64_t kTile = 16;        // keys whose scores are computed together

@@ -9,15 +9,10 @@
 #pragma once
 
 #include "cpu/attention_mask.h"
-#include "cpu/attention_vectors.h"
+#include "cpu/lanes.h"
 
 namespace qcompile {
 namespace {
-
-[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-[[maybe_unused]] inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-inline int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : element == Element::boolean ? 1 : 2; }
 
 inline const uint8_t* row_of(const Strided& tensor, Element element, int64_t batch, int64_t head, int64_t row) {
   return static_cast<const uint8_t*>(tensor.data) +

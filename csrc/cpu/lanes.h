@@ -1,13 +1,13 @@
-// Vectors of QCOMPILE_WIDTH floats in the compiler's own notation, and what attention computes with them: transposition, sums over
-// lanes, exp. Included by every file that is compiled for an ISA; internal linkage throughout, so that no code of one ISA can stand
-// in for another's.
+// Vectors of QCOMPILE_WIDTH floats in the compiler's own notation, and what attention and dense products do with them: reading
+// elements, transposition, sums over lanes, exp. Included by every file that is compiled for an ISA; internal linkage throughout,
+// so that no code of one ISA can stand in for another's.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
-#include "cpu/attention.h"
+#include "cpu/element.h"
 
 // Short loops over arrays of vectors: GCC 12 keeps an array in registers only if the loops over it are gone early.
 #define QCOMPILE_UNROLL _Pragma("GCC unroll 16")
@@ -21,6 +21,9 @@ typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
+
+[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 using Lanes = std::make_integer_sequence<int, kWidth>;
 

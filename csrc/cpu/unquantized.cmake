@@ -1,0 +1,17 @@
+# Sources of attention and dense products: one file for each instruction set, compiled with its flags alone.
+foreach(family attention dense)
+  target_sources(_C PRIVATE cpu/binding_${family}.cpp cpu/${family}.cpp cpu/${family}_generic.cpp)
+  set_source_files_properties(cpu/${family}.cpp cpu/${family}_generic.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS}")
+endforeach()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  function(qcompile_unquantized level)
+    foreach(family attention dense)
+      target_sources(_C PRIVATE cpu/${family}_${level}.cpp)
+      set_source_files_properties(cpu/${family}_${level}.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS};${ARGN}")
+    endforeach()
+  endfunction()
+  qcompile_unquantized(avx2 ${QCOMPILE_AVX2})
+  qcompile_unquantized(avx512 ${QCOMPILE_AVX512})
+  qcompile_unquantized(avx512_bf16 ${QCOMPILE_AVX512} -mavx512bf16)
+endif()
