@@ -11,6 +11,8 @@ from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
+from qcompile.shelf import Shelf
+from qcompile.store import STORE
 from qcompile.verify import verify, verify_rewrite
 
 log = logging.getLogger(__name__)
@@ -122,13 +124,19 @@ def _verified(
     if state.options.verify == "structure" and key in verified:
         return verified[key]
     operands = operand_nodes(site)
+    shelf = Shelf.of(kernel, state.options)
     try:
-        recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants)
+        recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants, shelf)
     except Exception as error:  # as above
         log.debug("tracing the packing of %s", kernel.name, exc_info=True)
         result: tuple[str, float | None] = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
     else:
-        result = verify(kernel, site.site, operands, recipe, recipe.pick(state.constants), state.constants)
+        leaves = recipe.pick(state.constants)
+        result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+        if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
+            STORE.drop(recipe, leaves)
+            recipe.shelf = None
+            result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
     verified[key] = result
     return result
 

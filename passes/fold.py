@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from qcompile.graph import value
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
+from qcompile.shelf import Shelf
 from qcompile.store import STORE, Recipe
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,11 @@ def fold_site(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
     """Fold what one site reads; made: the graph inputs that exist already, by the id of their tensors."""
     if site.kernel is not None:
         x, *packed = (node for node in site.node.args if isinstance(node, fx.Node))
-        inputs = _inputs(state, site, packed, site.kernel.retire_addresses, made)
+        shelf = Shelf.of(site.kernel, state.options)
+        inputs = _inputs(state, site, packed, made, retire=site.kernel.retire_addresses, shelf=shelf)
         site.node.args = (x, *inputs)
     elif state.options.fallback == "dense" and site.weight not in state.constants:
-        inputs = _inputs(state, site, [site.weight], False, made)
+        inputs = _inputs(state, site, [site.weight], made)
         site.weight.replace_all_uses_with(inputs[0])
     else:
         site.report = replace(site.report, bytes_after=site.report.bytes_before)
@@ -49,9 +51,17 @@ def fold_site(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
     site.report = replace(site.report, bytes_after=sum(state.folded[node].tensor.nbytes for node in inputs))
 
 
-def _inputs(state: State, site: GraphSite, roots: Sequence[fx.Node], retire: bool, made: dict[int, fx.Node]) -> list[fx.Node]:
+def _inputs(
+    state: State,
+    site: GraphSite,
+    roots: Sequence[fx.Node],
+    made: dict[int, fx.Node],
+    *,
+    retire: bool = False,
+    shelf: Shelf | None = None,
+) -> list[fx.Node]:
     """Graph inputs that hold the roots' values; one for each distinct tensor."""
-    recipe = Recipe.of(roots, state.constants, retire)
+    recipe = Recipe.of(roots, state.constants, retire, shelf)
     tensors = STORE.fetch(recipe, recipe.pick(state.constants))
     nodes = []
     for index, tensor in enumerate(tensors):

@@ -69,6 +69,8 @@ class Kernel:
     activation  how the kernel itself rounds activations (None: exactly as the site says); verified against that
     default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
     retire_addresses  packed tensors must live at addresses that are never used again (a library that caches by address)
+    layout    a text with all that the packed bytes depend on besides the operands, our own code and torch's version (the version of
+              another library, the processor); None if they mean nothing to another process. Asked for by option cache_dir
     """
 
     name: str
@@ -80,6 +82,7 @@ class Kernel:
     activation: ActivationQuant | None = None
     default_activation: ActivationQuant = NO_ACTIVATION_QUANT
     retire_addresses: bool = False
+    layout: Callable[[], str] | None = None
 
     @property
     def target(self) -> str:

@@ -5,7 +5,7 @@ import mmap
 import sys
 import weakref
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -48,6 +48,22 @@ def _region(size: int) -> Region:
     whole = np.frombuffer(mapping, dtype=np.uint8)
     region = whole[offset : offset + size].view(Region)
     weakref.finalize(region, _give_back, mapping, start)
+    return region
+
+
+def mapped(file: BinaryIO, size: int, *, retire: bool) -> Region:
+    """The first `size` bytes of an open file as memory: pages of the system's cache that processes share, copied when written to.
+
+    On huge pages where the file system keeps such (and the file is large). retire: when the array dies, its addresses stay
+    reserved, as those of `retired`. Nobody may cut the file or change it in place while the array lives.
+    """
+    mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    if size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # as above
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    region = np.frombuffer(mapping, dtype=np.uint8).view(Region)
+    if retire:
+        weakref.finalize(region, _give_back, mapping, region.ctypes.data)
     return region
 
 

@@ -26,6 +26,7 @@ class Options:
     dump        folder for graphs, decisions and drawings, or None
     platform    compile for another platform (a name that `qcompile platform --list` shows); rewriting only
     release     free the raw weights of the eager module once they are packed
+    cache_dir   folder where packed weights are kept from one process to the next, or None
     check       debugging: run the graph after every pass and compare with the one before
     fuel        debugging: rewrite only the first `fuel` sites (bisects a wrong result); None: all
     """
@@ -39,6 +40,7 @@ class Options:
     dump: Path | None = None
     platform: str | None = None
     release: bool = False
+    cache_dir: Path | None = None
     check: bool = False
     fuel: int | None = None
 
@@ -102,7 +104,7 @@ def _folder(option: str, value: object) -> Path | None:
     if value is None:
         return None
     if isinstance(value, str | Path):
-        return Path(value)
+        return Path(value).expanduser()
     raise OptionError(option, value, "a folder or None")
 
 
@@ -134,6 +136,7 @@ PARSERS: dict[str, Callable[[str, object], Any]] = {
     "dump": _folder,
     "platform": _platform,
     "release": _flag,
+    "cache_dir": _folder,
     "check": _flag,
     "fuel": _count,
 }

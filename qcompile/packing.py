@@ -10,6 +10,7 @@ from qcompile.graph import Constant
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands
 from qcompile.pipeline import GraphSite
+from qcompile.shelf import Shelf
 from qcompile.store import Recipe
 
 
@@ -40,10 +41,17 @@ def emit_pack(graph: fx.Graph, emit: Emitter, kernel: Kernel, site: Site, operan
     return packed
 
 
-def pack_recipe(emit: Emitter, operands: Operands, kernel: Kernel, site: Site, constants: Mapping[fx.Node, Constant]) -> Recipe:
+def pack_recipe(
+    emit: Emitter,
+    operands: Operands,
+    kernel: Kernel,
+    site: Site,
+    constants: Mapping[fx.Node, Constant],
+    shelf: Shelf | None = None,
+) -> Recipe:
     """The recipe that makes the packed constants of a site from its raw weights; equal to the one `fold` makes later."""
     given: Any = [node for node in operands if node is not None]
     base = Recipe.of(given, constants)
     copies = iter(base.roots)
     mine: Any = [None if node is None else next(copies) for node in operands]
-    return base.extended(emit_pack(base.graph, emit, kernel, site, Operands(*mine)), kernel.retire_addresses)
+    return base.extended(emit_pack(base.graph, emit, kernel, site, Operands(*mine)), kernel.retire_addresses, shelf)

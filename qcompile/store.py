@@ -8,14 +8,16 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, evaluate, is_released, literal, structural_key, subgraph
+from qcompile.graph import Constant, evaluate, is_released, is_size, literal, structural_key, subgraph
 from qcompile.memory import retired
+from qcompile.shelf import Shelf, discard, reset
 from qcompile.watch import Leaves
 
 
@@ -30,9 +32,12 @@ class Recipe:
     paths: tuple[str, ...]
     key: str
     retire: bool = False
+    shelf: Shelf | None = None
 
     @staticmethod
-    def of(roots: Sequence[fx.Node], constants: Mapping[fx.Node, Constant], retire: bool = False) -> "Recipe":
+    def of(
+        roots: Sequence[fx.Node], constants: Mapping[fx.Node, Constant], retire: bool = False, shelf: Shelf | None = None
+    ) -> "Recipe":
         """A copy of the part of a graph that computes `roots` from `constants`."""
         order = subgraph(roots, set(constants))
         needed: dict[fx.Node, None] = {root: None for root in roots if root in constants}
@@ -50,12 +55,17 @@ class Recipe:
         new_roots = tuple(copies[root] for root in roots)
         inputs = tuple(copies[node] for node in needed)
         paths = tuple(constants[node].path for node in needed)
-        return Recipe(graph, new_roots, inputs, tuple(needed), paths, structural_key(new_roots, inputs), retire)
+        return Recipe(graph, new_roots, inputs, tuple(needed), paths, structural_key(new_roots, inputs), retire, shelf)
 
-    def extended(self, roots: Sequence[fx.Node], retire: bool) -> "Recipe":
+    @property
+    def sized(self) -> bool:
+        """Whether a symbolic size has a part in it, which counts with the value of the call that was traced."""
+        return any(is_size(node) for node in self.graph.nodes)
+
+    def extended(self, roots: Sequence[fx.Node], retire: bool, shelf: Shelf | None = None) -> "Recipe":
         """The recipe of other roots in this recipe's graph, on the same raw constants."""
         constants = {node: Constant(path, torch.empty(0)) for node, path in zip(self.inputs, self.paths, strict=True)}
-        inner = Recipe.of(roots, constants, retire)
+        inner = Recipe.of(roots, constants, retire, shelf)
         outer = dict(zip(self.inputs, self.sources, strict=True))
         inner.sources = tuple(outer[node] for node in inner.sources)
         return inner
@@ -86,6 +96,7 @@ class Recipe:
 class _Entry:
     values: tuple[Tensor, ...]
     leaves: Leaves
+    file: Path | None = None
 
 
 @dataclass(slots=True)
@@ -102,21 +113,34 @@ class Store:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or not entry.leaves.same(leaves):
-                values = recipe.evaluate([leaf.tensor for leaf in leaves])
-                entry = _Entry(values, Leaves(leaves))
+                values, file = self._make(recipe, leaves, key)
+                entry = _Entry(values, Leaves(leaves), file)
                 self._entries[key] = entry
                 for leaf in leaves:
                     self._watch(leaf.tensor, key)
             return entry.values
+
+    def _make(self, recipe: Recipe, leaves: Sequence[Constant], key: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Path | None]:
+        tensors = [leaf.tensor for leaf in leaves]
+        if recipe.shelf is None or recipe.sized or any(map(is_released, tensors)):
+            return recipe.evaluate(tensors), None
+        # Weights that change while the program runs would fill the disk with contents that do not come again.
+        keep = not any(self._others(leaf.tensor, key) for leaf in leaves)
+        return recipe.shelf.fetch(
+            recipe.key, recipe.paths, tensors, lambda: recipe.evaluate(tensors), retire=recipe.retire, keep=keep
+        )
+
+    def _others(self, leaf: Tensor, key: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Keys of results for other contents of the same weights."""
+        known = self._of_leaf.get(id(leaf), ())
+        return [k for k in known if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)]
 
     def _watch(self, leaf: Tensor, key: tuple[Any, ...]) -> None:
         if id(leaf) not in self._of_leaf:
             self._of_leaf[id(leaf)] = set()
             weakref.finalize(leaf, self._forget, id(leaf))
         # Results for an older content of the same weight will not be asked for again.
-        for other in [
-            k for k in self._of_leaf[id(leaf)] if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)
-        ]:
+        for other in self._others(leaf, key):
             self._entries.pop(other, None)
             self._of_leaf[id(leaf)].discard(other)
         self._of_leaf[id(leaf)].add(key)
@@ -127,9 +151,11 @@ class Store:
                 self._entries.pop(key, None)
 
     def drop(self, recipe: Recipe, leaves: Sequence[Constant]) -> None:
-        """Forget one result (a kernel that was tried and refused)."""
+        """Forget one result (a kernel that was tried and refused), on disk, too."""
         with self._lock:
-            self._entries.pop((recipe.key, recipe.retire, *(leaf.identity for leaf in leaves)), None)
+            entry = self._entries.pop((recipe.key, recipe.retire, *(leaf.identity for leaf in leaves)), None)
+            if entry is not None and entry.file is not None:
+                discard(entry.file)
 
     def release(self, leaf: Constant) -> None:
         """Free the raw weight's memory; results made from it stay, and are found again by the tensor without memory."""
@@ -137,7 +163,8 @@ class Store:
             leaf.tensor.untyped_storage().resize_(0)
 
     def clear(self) -> None:
-        """Forget every result that can be made again."""
+        """Forget every result that can be made again, and which folders could not be written to."""
+        reset()
         with self._lock:
             for key in [key for key, entry in self._entries.items() if not entry.leaves.released]:
                 del self._entries[key]

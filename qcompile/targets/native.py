@@ -10,7 +10,7 @@ from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
-from qcompile.targets.native_ops import missing_ops, packed_bytes
+from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
@@ -139,6 +139,11 @@ def _perm_bias(packed: tuple[Tensor, ...], site: Site) -> tuple[Tensor | None, T
     return perm, bias, rest
 
 
+def layout() -> str:
+    """The same bytes for every instruction-set level and processor."""
+    return f"native {PACKED_LAYOUT}"
+
+
 def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     perm, bias, _ = _perm_bias(packed, site)
     y: Tensor = torch.ops.qcompile.native_int4_linear.default(x, packed[0], perm, bias, site.n, site.k, site.group)
@@ -201,6 +206,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int4,
         pack=pack_int4,
         call=call_int4,
+        layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, _wide(site), int8=False),
     ),
     Kernel(
@@ -209,6 +215,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int8,
         pack=pack_int8,
         call=call_int8,
+        layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, INT8_FACTORS, int8=True),
         default_activation=OWN_ROUNDING,
     ),
@@ -218,6 +225,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int8_a16,
         pack=pack_int8,
         call=call_int8_a16,
+        layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, _wide(site), int8=False),
     ),
     Kernel(
@@ -226,6 +234,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int4_a8,
         pack=pack_int4_a8,
         call=call_int4_a8,
+        layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, INT4_A8_FACTORS, int8=True),
     ),
 )

@@ -9,6 +9,7 @@ from qcompile.native import missing
 
 _LINE = 64
 _BLOCK = 16
+PACKED_LAYOUT = 1  # kPackedLayout of csrc/cpu/packed.h
 
 
 def packed_bytes(bits: int, n: int, k: int, group: int, scale_bytes: int, *, zeros: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.fingerprint import of_processor
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
@@ -147,6 +148,11 @@ def seconds_int8(site: Site, m: int, where: Platform) -> float:
     return predicted(where, site.n * site.k + 2.0 * site.n, 2.0 * m * site.n * site.k, m, INT8_FACTORS)
 
 
+def layout() -> str:
+    """ATen orders packed weights for the processor. (Not for oneDNN's, which are handles of this process.)"""
+    return f"aten {of_processor()}"
+
+
 def refuses_qlinear(site: Site) -> Reasons:
     unasked = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
     kinds = ("none", "token", "token_asymmetric", "tensor")
@@ -218,6 +224,7 @@ KERNELS: tuple[Kernel, ...] = (
         pack=pack_int4,
         call=call_int4,
         seconds=seconds_int4,
+        layout=layout,
     ),
     Kernel(
         name="torch.int8pack",
@@ -226,5 +233,6 @@ KERNELS: tuple[Kernel, ...] = (
         pack=pack_int8,
         call=call_int8,
         seconds=seconds_int8,
+        layout=layout,
     ),
 )

@@ -9,9 +9,10 @@ process, found again by its address and shape; `zentorch_prepack` shows how dyna
 import torch
 from torch import Tensor
 
+from qcompile.fingerprint import of_processor
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
-from qcompile.platform import Platform
+from qcompile.platform import Platform, platform
 from qcompile.platform.cost import predicted
 from qcompile.platform.libraries import zentorch_hardware
 from qcompile.targets import zentorch_prepack
@@ -68,6 +69,12 @@ def readable_scales(scales: Tensor, site: Site) -> Tensor:
 def gathered(x: Tensor, perm: Tensor | None) -> Tensor:
     """The columns of x in the stored order of an act-order weight; contiguous, because the operators read raw memory."""
     return x.contiguous() if perm is None else x.index_select(-1, perm)
+
+
+def layout() -> str:
+    """The library may order weights differently for each of its versions and for each processor."""
+    library = platform().library("zentorch")
+    return f"zentorch {library.version} {of_processor()}"
 
 
 def refuses_woq(site: Site) -> Reasons:
@@ -166,6 +173,7 @@ KERNELS: tuple[Kernel, ...] = (
         activation=QLINEAR_ROUNDING,
         default_activation=QLINEAR_ROUNDING,
         retire_addresses=True,
+        layout=layout,
     ),
     Kernel(
         name="zentorch.woq_linear",
@@ -175,5 +183,6 @@ KERNELS: tuple[Kernel, ...] = (
         call=call_woq,
         seconds=seconds_woq,
         retire_addresses=True,
+        layout=layout,
     ),
 )

@@ -107,6 +107,7 @@ def test_unknown_kernels_list_the_known_ones() -> None:
         ("fuel", -1),
         ("kernels", 3),
         ("dump", 5),
+        ("cache_dir", 5),
         ("release", 1),
     ],
 )
@@ -133,6 +134,7 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "dump": ("/tmp/somewhere", Path("/tmp/somewhere")),
     "platform": ("zen4", "zen4"),
     "release": ("yes", True),
+    "cache_dir": ("/tmp/cache", Path("/tmp/cache")),
     "check": ("true", True),
     "fuel": ("3", 3),
 }

@@ -1,0 +1,126 @@
+"""Option cache_dir: packed weights on disk, found again by the content they were made from and by everything that made them.
+
+What is trusted. A file's name and key are the SHA-256 of: the raw tensors' bytes, dtypes, shapes and strides; the recipe's
+canonical text (every operator with its arguments); all source files of this package and its compiled library; the versions of
+torch and, where it decides the order of the bytes, of the kernel's library and the processor. Equal keys are the same function
+of the same bytes run by the same code, so what stands in the file is what packing would give. Against damage the whole content
+is compared with its checksum when it is mapped. It is not protected against somebody with write access to the folder who wants
+wrong results, or who changes a file in place instead of replacing it; the same is true of the checkpoint itself.
+
+What is not stored: results of checks by value. They run as without a cache, on weights that came from disk; a kernel that then
+fails has its file removed, and is judged again by what it packs itself. A file is written only if the raw weight has the same
+fingerprint after packing as before. Nothing here raises: what cannot be read is packed, what cannot be written is said once.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qcompile import fingerprint, mapped_file
+from qcompile.kernels import Kernel
+from qcompile.options import Options
+from qcompile.platform.libraries import installed_version
+
+log = logging.getLogger(__name__)
+_unwritable: set[Path] = set()
+
+Values = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where results of one kernel's packing are kept. layout: what their bytes depend on besides recipe and code."""
+
+    folder: Path
+    layout: str
+
+    @staticmethod
+    def of(kernel: Kernel | None, options: Options) -> "Shelf | None":
+        """None without option cache_dir, on a simulated platform, and for kernels whose packed form only this process can read."""
+        if options.cache_dir is None or options.platform is not None or kernel is None or kernel.layout is None:
+            return None
+        try:
+            return Shelf(options.cache_dir, kernel.layout())
+        except Exception as error:  # another library's version cannot be asked for
+            log.warning("%s is not cached on disk: %s: %s", kernel.name, type(error).__name__, error)
+            return None
+
+    def fetch(
+        self, recipe: str, paths: Sequence[str], leaves: Sequence[Tensor], make: Callable[[], Values], *, retire: bool, keep: bool
+    ) -> tuple[Values, Path | None]:
+        """(the values, the file that holds them or None): mapped if a whole file is there, otherwise made and, if `keep`, written.
+
+        recipe: its structural key; paths: names of the raw weights, for people. Whatever `make` raises comes through.
+        """
+        before = _fingerprints(leaves)
+        if before is None:
+            return make(), None
+        key = self._key(recipe, before)
+        path = self.folder / f"{key}.safetensors"
+        values = _read(path, key, retire)
+        if values is not None:
+            return values, path
+        values = make()
+        if not keep or self.folder in _unwritable or not mapped_file.storable(values) or _fingerprints(leaves) != before:
+            return values, None
+        return values, path if self._write(path, key, values, paths) else None
+
+    def _key(self, recipe: str, fingerprints: Sequence[str]) -> str:
+        parts = [mapped_file.FORMAT, fingerprint.of_code(), str(torch.__version__), self.layout, recipe, *fingerprints]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _write(self, path: Path, key: str, values: Values, paths: Sequence[str]) -> bool:
+        versions = {"qcompile": installed_version("qcompile"), "torch": str(torch.__version__)}
+        notes = {**versions, "layout": self.layout, "made_from": ", ".join(paths)}
+        try:
+            mapped_file.write(path, key, values, notes)
+        except OSError as error:
+            _unwritable.add(self.folder)
+            log.warning(
+                "packed weights are not cached: %s cannot be written: %s. They are packed again in the next process; "
+                "give option cache_dir a folder with room that this user may write to",
+                self.folder,
+                error,
+            )
+            return False
+        log.debug("cached %s", path)
+        return True
+
+
+def _fingerprints(leaves: Sequence[Tensor]) -> list[str] | None:
+    try:
+        return fingerprint.of_tensors(leaves)
+    except Exception as error:  # another device, a tensor subclass, a weight that was released
+        log.debug("no fingerprint: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _read(path: Path, key: str, retire: bool) -> Values | None:
+    try:
+        values = mapped_file.read(path, key, retire=retire)
+    except FileNotFoundError:
+        return None
+    except (mapped_file.DamagedFileError, OSError, ValueError) as error:
+        log.warning("the cached weight %s is made again: %s", path, error)
+        return None
+    log.debug("mapped %s", path)
+    return values
+
+
+def discard(path: Path) -> None:
+    """Remove a file whose content turned out to be of no use."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error)
+
+
+def reset() -> None:
+    """Try again to write to folders that could not be written to."""
+    _unwritable.clear()

@@ -1,0 +1,131 @@
+"""Files of packed weights: safetensors that other readers accept, aligned, whole or not there; fingerprints tell contents apart."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qcompile import fingerprint, mapped_file
+
+TENSORS = [
+    torch.arange(5, dtype=torch.uint8),
+    torch.randn(3, 7, dtype=torch.float64),
+    torch.randn(2, 2, 33).to(torch.bfloat16),
+    torch.empty(0, 4, dtype=torch.int64),
+    torch.tensor(2.5),
+    torch.randint(-128, 128, (100_003,), dtype=torch.int8),
+    torch.tensor([True, False]),
+]
+
+
+def test_tensors_come_back_aligned_and_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "x.safetensors"
+    mapped_file.write(path, "key", TENSORS, {"note": "n"})
+    read = mapped_file.read(path, "key")
+    for before, after in zip(TENSORS, read, strict=True):
+        assert after.dtype is before.dtype and after.shape == before.shape and torch.equal(before, after)
+        assert after.numel() == 0 or after.data_ptr() % 64 == 0
+    assert os.stat(path).st_mode & 0o222 == 0
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_safetensors_library_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    mapped_file.write(path, "key", TENSORS, {})
+    theirs = load_file(path)
+    assert all(torch.equal(theirs[str(index)], tensor) for index, tensor in enumerate(TENSORS))
+
+
+def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    mapped_file.write(path, "key", TENSORS, {})
+    mapped_file.read(path, "key")[0].fill_(9)
+    assert torch.equal(mapped_file.read(path, "key")[0], TENSORS[0])
+
+
+def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    mapped_file.write(path, "key", TENSORS[:3], {})
+    content = path.read_bytes()
+    path.chmod(0o600)
+    padding = range(len(content[:4096].rstrip(b" ")), 4096)  # blanks that mean nothing
+    for place in [*range(0, 4096, 7), *range(4096, len(content))]:
+        if place in padding:
+            continue
+        damaged = bytearray(content)
+        damaged[place] ^= 0x04
+        path.write_bytes(damaged)
+        if place < 4096:
+            try:
+                read = mapped_file.read(path, "key")
+            except mapped_file.DamagedFileError:
+                continue
+            assert all(torch.equal(a, b) for a, b in zip(read, TENSORS[:3], strict=True)), place  # a note, or a version
+        else:
+            with pytest.raises(mapped_file.DamagedFileError, match="checksum"):
+                mapped_file.read(path, "key")
+
+
+def test_a_view_is_not_storable_an_opaque_tail_neither() -> None:
+    whole = torch.zeros(64, dtype=torch.int8)
+    assert mapped_file.storable([whole, whole.clone().view(8, 8)])
+    for tensor in (whole[:32], whole.view(8, 8).t(), whole.to(torch.complex64), whole.to("meta"), whole.to_sparse()):
+        assert not mapped_file.storable([tensor])
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from qcompile import mapped_file
+for _ in range(60):
+    mapped_file.write(Path(sys.argv[1]), "key", [torch.full((200_000,), 7, dtype=torch.int32)], {})
+"""
+
+
+def test_several_processes_write_while_others_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(2)]
+    reads = 0
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            (tensor,) = mapped_file.read(path, "key")
+            assert bool((tensor == 7).all())
+            reads += 1
+    assert reads > 0 and all(writer.returncode == 0 for writer in writers)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def one(tensor: Tensor) -> str:
+    (text,) = fingerprint.of_tensors([tensor])
+    return text
+
+
+def test_fingerprints_tell_everything_apart() -> None:
+    base = torch.zeros(3 << 20, dtype=torch.int8)
+    texts = {
+        one(base),
+        one(base.view(torch.uint8)),
+        one(base.view(3, -1)),
+        one(base[:-1]),
+        one(torch.empty(0)),
+        one(torch.tensor(0.0)),
+    }
+    assert len(texts) == 6
+    for place in (0, (1 << 20) - 1, 1 << 20, (3 << 20) - 1):
+        changed = base.clone()
+        changed[place] = 1
+        texts.add(one(changed))
+    assert len(texts) == 10
+    square = torch.arange(16.0).view(4, 4)
+    assert one(square.t()) != one(square.t().contiguous())
+    assert fingerprint.of_tensors([base, square]) == [one(base), one(square.clone())]
+
+
+def test_only_the_cpus_memory_has_a_fingerprint() -> None:
+    with pytest.raises(ValueError, match="meta"):
+        fingerprint.of_tensors([torch.zeros(3, device="meta")])
