@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import cones
+from qcompile import cones, regions
 from qcompile.capture import aot_constants, dynamo_constants
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -193,7 +193,7 @@ class _Compilation:
             static = set(kwargs["static_input_idxs"])
             known = [at for at, index in enumerate(kept) if index in static]
             kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
-        compiled = self._hand_over(state.gm, new_inputs, kwargs)
+        compiled = self._hand_over(state.gm, new_inputs, kwargs, regional=True)
         free: set[fx.Node] = set()
         if self.options.release and self.explained is None:
             captured = list(pristine.graph.find_nodes(op="placeholder"))
@@ -207,14 +207,30 @@ class _Compilation:
         runner.remember([constant.tensor for _, constant in watched.values()], [item.tensor for item in folded])
         return runner
 
-    def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+    def _regions(self, gm: fx.GraphModule) -> regions.Plan | None:
+        try:
+            with _disable_current_modes():
+                return regions.plan(gm)
+        except Exception:  # an odd graph is compiled in one piece
+            log.warning("graph %d: its regions could not be found", self.number, exc_info=True)
+            return None
+
+    def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any], regional: bool = False) -> Any:
         if self.explained is not None:
             return _zeros(gm)
         if self._is_eager(kwargs):
             return _boxed(gm)
         from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
 
-        return compile_fx_inner(gm, inputs, **kwargs)
+        found = self._regions(gm) if regional and self.options.regional else None
+        if found is None:
+            return compile_fx_inner(gm, inputs, **kwargs)
+        log.info("graph %d: %s, each compiled once", self.number, found)
+
+        def compile_module(module: fx.GraphModule, examples: list[Any], static: list[int]) -> Any:
+            return compile_fx_inner(module, examples, **{**kwargs, "static_input_idxs": static})
+
+        return regions.compile_parts(gm, found, inputs, kwargs.get("static_input_idxs", ()), compile_module)
 
 
 def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:

@@ -196,8 +196,9 @@ class Reader:
                 return f"its codes need more than {proposal.bits} bits"
         if known.found is None:
             known = replace(known, narrow=fits_four_bits(operands, proposal), straight=is_in_order(operands))
-            proposal, _ = self._build(product, leaves, known)
-            operands = proposal.unpack(values)
+            if known.narrow or known.straight:
+                proposal, _ = self._build(product, leaves, known)
+                operands = proposal.unpack(values)
         most = 1 << proposal.bits
         span = (0, 0)
         if operands.zeros is not None and operands.zeros.numel():

@@ -26,7 +26,10 @@ class Options:
     dump        folder for graphs, decisions and drawings, or None
     platform    compile for another platform (a name that `qcompile platform --list` shows); rewriting only
     release     free the raw weights of the eager module once they are packed
+    regional    compile layers that repeat once and call that code for each of them
     cache_dir   folder where packed weights are kept from one process to the next, or None
+    measure     choose by what this machine was measured to do (once, kept in the user's cache folder), not by built-in estimates
+    tune        measure the kernels for every shape and format that is met (kept likewise), and choose by that
     check       debugging: run the graph after every pass and compare with the one before
     fuel        debugging: rewrite only the first `fuel` sites (bisects a wrong result); None: all
     """
@@ -40,7 +43,10 @@ class Options:
     dump: Path | None = None
     platform: str | None = None
     release: bool = False
+    regional: bool = True
     cache_dir: Path | None = None
+    measure: bool = True
+    tune: bool = False
     check: bool = False
     fuel: int | None = None
 
@@ -60,6 +66,13 @@ def resolve(given: Mapping[str, Any] | None = None) -> Options:
     options = replace(Options(), **values)
     _check_kernel_names(options)
     return options
+
+
+def user_cache_folder() -> Path:
+    """Where measurements are kept: $XDG_CACHE_HOME/qcompile, or ~/.cache/qcompile (XDG Base Directory Specification)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(given) if Path(given).is_absolute() else Path("~/.cache").expanduser()
+    return base / "qcompile"
 
 
 def _check_kernel_names(options: Options) -> None:
@@ -136,7 +149,10 @@ PARSERS: dict[str, Callable[[str, object], Any]] = {
     "dump": _folder,
     "platform": _platform,
     "release": _flag,
+    "regional": _flag,
     "cache_dir": _folder,
+    "measure": _flag,
+    "tune": _flag,
     "check": _flag,
     "fuel": _count,
 }

@@ -1,0 +1,156 @@
+"""Finds stretches of a graph that repeat: the same operators on the same shapes with the same edges, copy after copy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from qcompile.graph import value
+
+# Below this many nodes saved, one more entry into compiled code per step is not worth it.
+LEAST_SAVED = 40
+# Equal operators may have other edges; then the next best period is looked at, up to this many.
+MOST_TRIED = 8
+_NODE = "<node>"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Repeat:
+    """Copy number i of `count` is the nodes from start + i * period to start + (i + 1) * period."""
+
+    start: int
+    period: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.period * self.count
+
+    def moved(self, by: int) -> "Repeat":
+        return replace(self, start=self.start + by)
+
+    def copies(self) -> list[range]:
+        return [range(at, at + self.period) for at in range(self.start, self.stop, self.period)]
+
+
+def find_repeats(nodes: Sequence[fx.Node]) -> list[Repeat]:
+    """The repeats among these nodes (in topological order, calls only), from first to last; they do not overlap."""
+    at = {node: index for index, node in enumerate(nodes)}
+    numbers: dict[Any, int] = {}
+    labels = torch.tensor([numbers.setdefault(_label(node), len(numbers)) for node in nodes])
+    found: list[Repeat] = []
+    open_ranges = [(0, len(nodes))]
+    while open_ranges:
+        low, high = open_ranges.pop()
+        cut = (_well_cut(nodes, at, best.moved(low), (low, high), labels) for best in _candidates(labels[low:high]))
+        repeat = next((same for best in cut if (same := _same_edges(nodes, at, best)) is not None), None)
+        if repeat is not None:
+            found.append(repeat)
+            open_ranges += [(low, repeat.start), (repeat.stop, high)]
+    return sorted(found)
+
+
+def signature(item: Any) -> Any:
+    """What compiled code assumes of a value: dtype, shape, strides, device; sizes with symbols by their expression."""
+    if isinstance(item, Tensor):
+        return str(item.dtype), str(tuple(item.shape)), str(item.stride()), str(item.device)
+    if isinstance(item, list | tuple):
+        return tuple(signature(part) for part in item)
+    return str(item)
+
+
+def arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments, in their order, repeated where they are."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _label(node: fx.Node) -> Any:
+    skeleton = map_arg((node.args, dict(node.kwargs)), lambda _: _NODE)
+    unique = node.name if node.op != "call_function" else ""
+    return str(node.target), repr(skeleton), signature(value(node)), unique
+
+
+def _saved(repeat: Repeat) -> int:
+    return (repeat.count - 1) * repeat.period
+
+
+def _candidates(labels: Tensor) -> list[Repeat]:
+    """Repeats of labels, one for each period, those that save most first; among equals the shortest period."""
+    size = len(labels)
+    found = []
+    for period in range(1, size // 2 + 1):
+        differs = (labels[period:] != labels[:-period]).nonzero().flatten()
+        edges = torch.cat((torch.tensor([-1]), differs, torch.tensor([size - period])))
+        runs = edges.diff() - 1
+        longest = int(runs.argmax())
+        repeat = Repeat(int(edges[longest]) + 1, period, int(runs[longest]) // period + 1)
+        if repeat.count >= 2 and _saved(repeat) >= LEAST_SAVED:
+            found.append(repeat)
+    return sorted(found, key=_saved, reverse=True)[:MOST_TRIED]
+
+
+def _well_cut(
+    nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat, bounds: tuple[int, int], labels: Tensor
+) -> Repeat:
+    """The same repeat, begun where a cut costs least: behind a call that nothing is fused into, with little crossing.
+
+    Inductor fuses element-wise work into loops, never into foreign calls; a cut behind such a call loses no fusion.
+    """
+    stop = repeat.stop
+    while stop < bounds[1] and labels[stop] == labels[stop - repeat.period]:
+        stop += 1
+    candidates = []
+    for start in range(repeat.start, min(repeat.start + repeat.period, stop)):
+        count = (stop - start) // repeat.period
+        if count >= 2 and _saved(Repeat(start, repeat.period, count)) >= LEAST_SAVED:
+            inner = start + repeat.period  # the first cut between two copies
+            cost = (not _is_foreign(nodes[inner - 1]), -count, _crossing(nodes, at, repeat.period, inner))
+            candidates.append((cost, start, count))
+    (_, start, count) = min(candidates, default=(0, repeat.start, repeat.count))
+    return Repeat(start, repeat.period, count)
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    products = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_dot_product_flash_attention_for_cpu"}
+    return target.namespace not in {"aten", "prims"} or target.overloadpacket.__name__ in products
+
+
+def _crossing(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], period: int, cut: int) -> int:
+    """Bytes made within a period before the cut and read behind it."""
+    total = 0
+    for node in nodes[max(cut - period, 0) : cut]:
+        item = value(node)
+        if isinstance(item, Tensor) and any(at.get(user, len(nodes)) >= cut for user in node.users):
+            total += item.element_size() * int(torch.tensor([_hint(size) for size in item.shape]).prod())
+    return total
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else 64  # only cuts of one graph are compared
+
+
+def _same_edges(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat) -> Repeat | None:
+    """The longest stretch of copies whose edges agree too: inside a copy by place, from outside by what the value looks like."""
+
+    def shape_of(copy: range) -> Any:
+        return [
+            [at[arg] - copy.start if at.get(arg, -1) in copy else signature(value(arg)) for arg in arguments(nodes[index])]
+            for index in copy
+        ]
+
+    shapes = [shape_of(copy) for copy in repeat.copies()]
+    best, begin = (0, 0), 0
+    for index in range(1, repeat.count + 1):
+        if index == repeat.count or shapes[index] != shapes[begin]:
+            best = max(best, (index - begin, -begin))
+            begin = index
+    found = Repeat(repeat.start - best[1] * repeat.period, repeat.period, best[0])
+    return found if found.count >= 2 and _saved(found) >= LEAST_SAVED else None

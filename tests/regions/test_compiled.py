@@ -1,0 +1,120 @@
+"""Whole models through the back end: equal layers are compiled once, results, caches and shapes are those of one graph."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from support.checkpoints import compressed_tensors_folder, llama_config
+from support.packed_linears import Stack
+from torch import Tensor
+
+import qcompile
+from qcompile import regions
+from qcompile.meaning import sqnr_db
+
+WIDTH, DEPTH = 64, 14
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[regions.Plan | None]:
+    found: list[regions.Plan | None] = []
+    plan = regions.plan
+
+    def spy(gm: Any) -> regions.Plan | None:
+        found.append(plan(gm))
+        return found[-1]
+
+    monkeypatch.setattr(regions, "plan", spy)
+    return found
+
+
+def test_equal_layers_are_compiled_once(plans: list[regions.Plan | None], caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Stack(DEPTH, WIDTH), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="qcompile"):
+        want, got = model(x), torch.compile(model, backend="qcompile")(x)
+    (plan,) = plans
+    assert plan is not None and plan.repeats[0].count >= DEPTH - 2 and len(plan.modules) <= 3
+    assert sqnr_db(want, got) >= 30
+    assert len(qcompile.report().sites) == 4 * DEPTH and all(row.kernel for row in qcompile.report().sites)
+    assert "each compiled once" in caplog.text
+
+
+def test_one_piece_can_be_asked_for(plans: list[regions.Plan | None]) -> None:
+    model, x = Stack(DEPTH, WIDTH), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad():
+        want, got = model(x), torch.compile(model, backend="qcompile", options={"regional": False})(x)
+    assert plans == []
+    assert sqnr_db(want, got) >= 30
+
+
+def test_a_failure_to_cut_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("no plan today")
+
+    monkeypatch.setattr(regions, "plan", fail)
+    model, x = Stack(DEPTH, WIDTH), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad():
+        want, got = model(x), torch.compile(model, backend="qcompile")(x)
+    assert sqnr_db(want, got) >= 30
+    assert all(row.kernel for row in qcompile.report().sites)
+
+
+def test_sizes_that_change(plans: list[regions.Plan | None]) -> None:
+    model = Stack(DEPTH, WIDTH)
+    run = torch.compile(model, backend="qcompile", dynamic=True)
+    with torch.no_grad():
+        for batch, length in ((2, 3), (3, 5), (7, 2)):
+            x = torch.randn(batch, length, WIDTH, dtype=torch.bfloat16)
+            assert sqnr_db(model(x), run(x)) >= 30
+    assert plans and all(plan is not None for plan in plans)
+
+
+def test_changed_weights_are_seen_in_every_layer() -> None:
+    model: Any = Stack(DEPTH, WIDTH)
+    x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    run = torch.compile(model, backend="qcompile")
+    with torch.no_grad():
+        before = run(x)
+        for layer in (0, DEPTH // 2, DEPTH - 1):
+            model.layers[layer].out.weight_scale.mul_(1.5)
+            after = run(x)
+            assert not torch.equal(before, after)
+            assert sqnr_db(model(x), after) >= 30
+            before = after
+
+
+def test_caches_are_written_in_place(plans: list[regions.Plan | None], tmp_path: Path) -> None:
+    """A Llama-shaped stack with a static cache: each step's logits and the cache agree with the eager model."""
+    config = llama_config(num_hidden_layers=6)
+    folder = compressed_tensors_folder(tmp_path, config, bits=4, group=32).path
+    library: Any = transformers
+    model = qcompile.prepare(library.AutoModelForCausalLM.from_pretrained(folder).eval())
+    run = torch.compile(model.forward, backend="qcompile", fullgraph=True)
+    caches = [library.StaticCache(config=config, max_cache_len=16) for _ in range(2)]
+    mine, theirs = caches
+    token = torch.tensor([[3]])
+    addresses: list[int] = []
+    with torch.no_grad():
+        for step in range(6):
+            at = torch.tensor([step])
+            got: Tensor = run(token, past_key_values=mine, cache_position=at).logits
+            want: Tensor = model(token, past_key_values=theirs, cache_position=at).logits
+            assert sqnr_db(want, got) >= 35
+            if step:  # the first call makes the cache
+                addresses.append(mine.layers[3].keys.data_ptr())
+            token = want[:, -1:].argmax(-1)
+    for left, right in zip(theirs.layers, mine.layers, strict=True):
+        assert sqnr_db(left.keys, right.keys) >= 35 and sqnr_db(left.values, right.values) >= 35
+    assert len(set(addresses)) == 1
+    assert plans[-1] is not None and plans[-1].repeats[0].count >= 4
