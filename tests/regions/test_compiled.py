@@ -72,7 +72,7 @@ def test_a_failure_to_cut_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_sizes_that_change(plans: list[regions.Plan | None]) -> None:
     model = Stack(DEPTH, WIDTH)
-    run = torch.compile(model, backend="qcompile", dynamic=True)
+    run: Any = torch.compile(model, backend="qcompile", dynamic=True)
     with torch.no_grad():
         for batch, length in ((2, 3), (3, 5), (7, 2)):
             x = torch.randn(batch, length, WIDTH, dtype=torch.bfloat16)
@@ -83,7 +83,7 @@ def test_sizes_that_change(plans: list[regions.Plan | None]) -> None:
 def test_changed_weights_are_seen_in_every_layer() -> None:
     model: Any = Stack(DEPTH, WIDTH)
     x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
-    run = torch.compile(model, backend="qcompile")
+    run: Any = torch.compile(model, backend="qcompile")
     with torch.no_grad():
         before = run(x)
         for layer in (0, DEPTH // 2, DEPTH - 1):
@@ -100,7 +100,7 @@ def test_caches_are_written_in_place(plans: list[regions.Plan | None], tmp_path:
     folder = compressed_tensors_folder(tmp_path, config, bits=4, group=32).path
     library: Any = transformers
     model = qcompile.prepare(library.AutoModelForCausalLM.from_pretrained(folder).eval())
-    run = torch.compile(model.forward, backend="qcompile", fullgraph=True)
+    run: Any = torch.compile(model.forward, backend="qcompile", fullgraph=True)
     caches = [library.StaticCache(config=config, max_cache_len=16) for _ in range(2)]
     mine, theirs = caches
     token = torch.tensor([[3]])
