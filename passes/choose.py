@@ -13,28 +13,33 @@ from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
 from qcompile.shelf import Shelf
 from qcompile.store import STORE
+from qcompile.timing import ROWS, Times, times_for
+from qcompile.timing.order import Candidate, milliseconds, ordered, why_not
 from qcompile.verify import verify, verify_rewrite
 
 log = logging.getLogger(__name__)
 
-# Rows of x for which the predicted times are weighed: decode, a small batch, prefill. One order for all graphs of a model,
-# because two kernels for one weight would keep it in memory twice.
-_ROWS = (1, 8, 128)
+_DENSE_ROWS = (128, 512)  # where a dense product might be quicker: it unpacks nothing
+_DENSE_GAIN = 1.05
+_ROOM = 0.5  # of the memory may be taken by dense weights
+Verified = dict[tuple[str, Site], tuple[str, float | None]]
 
 
 def apply(state: State) -> None:
     """Ask every kernel, take the fastest that also passes the check by value."""
-    verified: dict[tuple[str, Site], tuple[str, float | None]] = {}
+    verified: Verified = {}
+    times = times_for(state.options, state.platform)
     decided: list[GraphSite] = []
     for site in state.sites:
-        _decide(state, site, verified)
+        _decide(state, site, verified, times)
         if site.kernel is None and site.parts:
             decided.extend(unfuse(site))
             for part in site.parts:
-                _decide(state, part, verified)
+                _decide(state, part, verified, times)
         else:
             decided.append(site)
     state.sites = decided
+    _say_where_dense_wins(state, times)
     unserved = [site.report for site in state.sites if site.kernel is None]
     if state.options.fallback == "error" and (unserved or state.declined):
         lines = [f"{row.module}: {row.declined}" for row in state.declined]
@@ -43,45 +48,79 @@ def apply(state: State) -> None:
         raise UnservedError(lines)
 
 
-def _decide(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> None:
+def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> None:
     reasons: dict[str, Reasons] = {}
     wrong = _rewrite_proven(state, site, verified)
     if wrong:
         reasons = {name: (wrong,) for name in kernels()}
         site.report = replace(site.report, reasons=reasons, fallback=state.options.fallback)
         return
-    able: list[tuple[float, int, Kernel]] = []
-    predicted: dict[str, float] = {}
-    for number, kernel in enumerate(kernels().values()):
+    able: dict[str, Kernel] = {}
+    for kernel in kernels().values():
         against = (*_options_against(kernel, state.options), *_reasons(kernel, site.site, state.platform))
         if against:
             reasons[kernel.name] = against
-            continue
-        try:
-            able.append((_rank(kernel, site.site, state), number, kernel))
-            predicted[kernel.name] = kernel.seconds(site.site, 1, state.platform) * 1e3
-        except Exception as error:  # as in _reasons
-            able = [item for item in able if item[2] is not kernel]
-            reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
-    able.sort(key=lambda item: item[:2])
-    sqnr: float | None = None
-    for _, _, kernel in able:
-        if site.kernel is not None:
-            reasons[kernel.name] = (_slower(kernel, site.kernel, predicted),)
-            continue
-        wrong, sqnr = _verified(state, site, kernel, verified)
-        if wrong:
-            reasons[kernel.name] = (wrong,)
         else:
-            site.kernel = kernel
+            able[kernel.name] = kernel
+    candidates, unpredicted = _candidates(state, site.site, list(able.values()), times)
+    reasons |= unpredicted
+    sqnr: float | None = None
+    chosen: Candidate | None = None
+    for candidate in candidates:
+        if chosen is not None:
+            reasons[candidate.name] = (why_not(candidate, chosen),)
+            continue
+        wrong, sqnr = _verified(state, site, able[candidate.name], verified)
+        if wrong:
+            reasons[candidate.name] = (wrong,)
+        else:
+            chosen, site.kernel = candidate, able[candidate.name]
     site.report = replace(
         site.report,
         kernel=site.kernel.name if site.kernel else None,
         reasons=reasons,
-        predicted_ms=predicted,
+        predicted_ms={candidate.name: candidate.predicted[1] * 1e3 for candidate in candidates},
+        measured_ms={c.name: {str(m): s * 1e3 for m, s in c.measured.items()} for c in candidates if c.measured},
         sqnr_db=sqnr if site.kernel else None,
         fallback=state.options.fallback,
     )
+
+
+def _candidates(state: State, site: Site, able: list[Kernel], times: Times) -> tuple[list[Candidate], dict[str, Reasons]]:
+    """The kernels with their times, best first; and what is against those whose time cannot be told."""
+    found: list[Candidate] = []
+    reasons: dict[str, Reasons] = {}
+    measured = times.measured(site, able)
+    for number, kernel in enumerate(able):
+        try:
+            predicted = {m: times.predicted(kernel, site, m) for m in ROWS}
+        except Exception as error:  # as in _reasons
+            reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
+            continue
+        places = (place for place, name in enumerate(state.options.kernels) if selects((name,), kernel))
+        found.append(Candidate(kernel.name, number, next(places, 0), predicted, measured.get(kernel.name, {})))
+    return (ordered(found) if found else []), reasons
+
+
+def _say_where_dense_wins(state: State, times: Times) -> None:
+    """A packed weight stays the default; the report tells where memory would allow a dense one that is quicker."""
+    served = [site for site in state.sites if site.kernel is not None]
+    room = sum(2 * site.site.n * site.site.k for site in served) <= state.platform.memory * _ROOM
+    for site in served if room else ():
+        kernel = site.kernel
+        assert kernel is not None
+        measured = times.measured(site.site, [kernel])
+        for m in _DENSE_ROWS:
+            known = m in measured.get(kernel.name, {}) and m in measured.get("dense", {})
+            mine = measured[kernel.name][m] if known else times.predicted(kernel, site.site, m)
+            dense = measured["dense"][m] if known else times.dense(site.site, m)
+            if dense * _DENSE_GAIN < mine:
+                how = "measured" if known else "predicted"
+                text = (
+                    f"a dense bfloat16 weight would be faster at M = {m}: {how} {milliseconds(dense)} against {milliseconds(mine)}"
+                )
+                site.report = replace(site.report, dense=text)
+                break
 
 
 def _reasons(kernel: Kernel, site: Site, where: Platform) -> Reasons:
@@ -98,25 +137,7 @@ def _options_against(kernel: Kernel, options: Options) -> Reasons:
     return against_options(kernel.name, options)
 
 
-def _rank(kernel: Kernel, site: Site, state: State) -> float:
-    """Order of preference: the place in option kernels, or the product of the predicted times."""
-    for place, name in enumerate(state.options.kernels):
-        if selects((name,), kernel):
-            return float(place)
-    result = 1.0
-    for rows in _ROWS:
-        result *= max(kernel.seconds(site, rows, state.platform), 1e-9)
-    return result
-
-
-def _slower(kernel: Kernel, chosen: Kernel, predicted: dict[str, float]) -> str:
-    mine, theirs = predicted[kernel.name], predicted[chosen.name]
-    return f"could run; {chosen.name} was preferred (predicted at one row: {mine:.3g} ms here, {theirs:.3g} ms there)"
-
-
-def _verified(
-    state: State, site: GraphSite, kernel: Kernel, verified: dict[tuple[str, Site], tuple[str, float | None]]
-) -> tuple[str, float | None]:
+def _verified(state: State, site: GraphSite, kernel: Kernel, verified: Verified) -> tuple[str, float | None]:
     """("" or what is wrong, SQNR in dB) of this kernel for this structure, checked once per structure or for every site."""
     if state.options.verify == "off" or not _runs_here(kernel, state.platform) or _is_released(state, site):
         return "", None
@@ -141,7 +162,7 @@ def _verified(
     return result
 
 
-def _rewrite_proven(state: State, site: GraphSite, verified: dict[tuple[str, Site], tuple[str, float | None]]) -> str:
+def _rewrite_proven(state: State, site: GraphSite, verified: Verified) -> str:
     """What is wrong with the canonical call that stands for the site's original graph, "" if nothing; once per structure."""
     if state.options.verify == "off" or _is_released(state, site):
         return ""

@@ -58,14 +58,23 @@ def of_code() -> str:
     root = Path(__file__).parent
     files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
     sources = [path for path in files if path.suffix == ".py"]
-    library = importlib.util.find_spec("qcompile._C")
-    if library is not None and library.origin is not None:
-        sources.append(Path(library.origin))
+    sources += _library()
     whole = hashlib.sha256()
     for path in sorted(sources):
         whole.update(hashlib.sha256(path.read_bytes()).digest())
         whole.update(f"{path.relative_to(root) if path.is_relative_to(root) else path.name}\n".encode())
     return whole.hexdigest()
+
+
+@cache
+def of_library() -> str:
+    """Of the compiled library; "none" without one."""
+    return "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in _library()) or "none"
+
+
+def _library() -> list[Path]:
+    found = importlib.util.find_spec("qcompile._C")
+    return [] if found is None or found.origin is None else [Path(found.origin)]
 
 
 def of_processor() -> str:

@@ -70,7 +70,7 @@ class GraphSite:
         return [replace(part.report, **self._shared(part.report)) for part in self.parts] or [self.report]
 
     def _shared(self, part: SiteReport) -> dict[str, Any]:
-        names = ("kernel", "reasons", "predicted_ms", "sqnr_db", "fallback")
+        names = ("kernel", "reasons", "predicted_ms", "measured_ms", "dense", "sqnr_db", "fallback")
         return {
             **{name: getattr(self.report, name) for name in names},
             "bytes_after": self.report.bytes_after * part.n // self.site.n,

@@ -34,6 +34,8 @@ class SiteReport:
     bytes_before   bytes of the constants that the layer read before; bytes_after: that it reads now
     sqnr_db        the kernel against the canonical operation on a probe, None if not measured, inf if equal
     predicted_ms   kernel name -> predicted milliseconds for one row of x, of those that could run
+    measured_ms    kernel name -> rows of x ("1", "8", "128") -> milliseconds measured by option tune
+    dense          a sentence if a dense weight would be quicker for many rows and memory would allow it, or ""
     graph          number of the compilation that decided it
     identity       what stays the same when this layer is compiled again (None: its path); not part of the JSON form
     """
@@ -58,6 +60,8 @@ class SiteReport:
     bytes_after: int = 0
     sqnr_db: float | None = None
     predicted_ms: Mapping[str, float] = field(default_factory=lambda: {})
+    measured_ms: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {})
+    dense: str = ""
     graph: int = 0
     identity: Hashable = None
 
@@ -77,6 +81,7 @@ class SiteReport:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "identity"}
         values["reasons"] = {name: list(sentences) for name, sentences in self.reasons.items()}
         values["predicted_ms"] = dict(self.predicted_ms)
+        values["measured_ms"] = {name: dict(times) for name, times in self.measured_ms.items()}
         values["sqnr_db"] = _json_number(self.sqnr_db)
         return values
 

@@ -19,6 +19,7 @@ from qcompile.report_text import (
     rows,
     runs_as,
     shape,
+    time_lines,
     why,
     worst_db,
 )
@@ -38,6 +39,9 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
     for note in notes:
         count = sum(1 for site in report.sites if site.note == note)
         console.print(Text(f"  {note} ({count} layers)", style="dim"))
+    for row in rows(report, verbose):
+        for line in time_lines(row.first, verbose):
+            console.print(Text(f"  {row.name}: {line}", style="dim"))
     for sites in _same_reasons(report.unserved):
         name = joined_paths([site.module for site in sites]) if len(rows(Report(sites))) == 1 else f"{len(sites)} layers"
         state = "without a kernel here" if sites[0].reasons else "not recognized"

@@ -37,7 +37,7 @@ def rows(report: Report, verbose: bool = False) -> list[Row]:
 def _decision(site: SiteReport) -> tuple[object, ...]:
     shape = (site.format, site.bits, site.group, site.symmetric, site.act_order, site.codebook, site.n, site.k, site.activation)
     names = tuple((name, tuple(template(text) for text in texts)) for name, texts in site.reasons.items())
-    return (*shape, site.kernel, names, site.fallback, template(site.declined), template(site.note))
+    return (*shape, site.kernel, names, site.fallback, template(site.declined), template(site.note), template(site.dense))
 
 
 def joined_paths(paths: Sequence[str]) -> str:
@@ -155,6 +155,7 @@ def plain(report: Report, verbose: bool = False) -> str:
         lines.append(f"  {padded}".rstrip())
         if row.first.note:
             lines.append(f"      {row.first.note}")
+        lines += [f"      {line}" for line in time_lines(row.first, verbose)]
         following = listed[place + 1].first if place + 1 < len(listed) else None
         # Rows in a row that have the same reasons get them once.
         if row.first.kernel is None and (following is None or why(following) != why(row.first)):
@@ -178,6 +179,17 @@ def other_lines(report: Report, verbose: bool = False) -> list[str]:
         lines += [f"      {row.first.note}"] if row.first.note else []
         lines += _reason_lines(row.sites, indent=6, count=False) if row.first.kernel is None else []
     return ["", "besides quantized linears", *lines] if lines else []
+
+
+def time_lines(site: SiteReport, verbose: bool = False) -> list[str]:
+    """The chosen kernel's measured times (with `verbose` the predicted one, too), and where a dense weight would be quicker."""
+    parts: list[str] = []
+    if site.kernel is not None and verbose and site.kernel in site.predicted_ms:
+        parts.append(f"predicted {site.predicted_ms[site.kernel]:.3g} ms at M = 1")
+    if site.kernel is not None and site.kernel in site.measured_ms:
+        times = site.measured_ms[site.kernel].items()
+        parts.append("measured " + ", ".join(f"{value:.3g} ms at M = {rows}" for rows, value in times))
+    return [line for line in ("; ".join(parts), site.dense) if line]
 
 
 def why(site: SiteReport) -> tuple[object, ...]:

@@ -8,6 +8,8 @@ from qcompile.platform.model import Platform
 # Per core and second. Zen 4 measured (2 cores: 32 GB/s, 460 GFLOP/s bf16, 915 GOP/s int8); the others by the instructions' widths.
 CORE_BANDWIDTH = 16e9
 SOCKET_BANDWIDTH = 250e9
+# Dense bfloat16 linear of torch, as `predicted` takes it (measured on Zen 4, 2 threads, cold weights).
+DENSE_FACTORS = ((1, 1.65), (2, 1.5), (4, 1.66), (8, 1.94), (16, 2.2), (32, 1.58), (64, 1.31), (128, 1.16), (256, 1.08))
 GPU_BANDWIDTH = {"rocm": 960e9, "cuda": 2000e9, "xpu": 560e9}
 GPU_FLOPS = {"rocm": 100e12, "cuda": 300e12, "xpu": 150e12}
 

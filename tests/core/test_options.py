@@ -107,8 +107,7 @@ def test_unknown_kernels_list_the_known_ones() -> None:
         ("fuel", -1),
         ("kernels", 3),
         ("dump", 5),
-        ("cache_dir", 5),
-        ("release", 1),
+        ("release", 1), ("regional", 1),
     ],
 )
 def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
@@ -133,8 +132,10 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "allow_a8": ("1", True),
     "dump": ("/tmp/somewhere", Path("/tmp/somewhere")),
     "platform": ("zen4", "zen4"),
-    "release": ("yes", True),
+    "release": ("yes", True), "regional": ("no", False),
     "cache_dir": ("/tmp/cache", Path("/tmp/cache")),
+    "measure": ("0", False),
+    "tune": ("1", True),
     "check": ("true", True),
     "fuel": ("3", 3),
 }
@@ -162,7 +163,7 @@ def test_kernels_is_a_list_in_order(register: Any) -> None:
     torch._dynamo.reset()
     rows = run(Stack(1), kernels=["fake.slow", "fake"])
     assert rows[0].kernel == "fake.slow"
-    assert "preferred" in rows[0].reasons["fake.fast"][0]
+    assert rows[0].reasons["fake.fast"][0].startswith("comes after fake.slow in option kernels")
     assert rows[0].reasons["reference.quantized_linear"] == ("not in option kernels",)
 
 

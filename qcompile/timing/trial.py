@@ -1,0 +1,117 @@
+"""Runs kernels on made-up weights to time them: cold weights, kernels in turn, the least of several times."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from qcompile.kernels import Kernel, Site
+from qcompile.meaning import Operands
+from qcompile.memory import retired
+from qcompile.targets.native_ops import missing_ops
+
+log = logging.getLogger(__name__)
+
+COLD_BYTES = 64 << 20  # reading so much leaves little of a weight in the caches
+SAME = 1.25  # two measurements of the same thing may differ so much
+LONG_SECONDS = 0.03  # a call that takes this long needs no second look
+
+Run = Callable[[Tensor], Tensor]
+Times = Mapping[str, Mapping[int, float]]  # name of kernel -> rows of x -> seconds
+
+
+def operands(site: Site) -> Operands:
+    """Random constants such as the site describes."""
+    generator = torch.Generator().manual_seed(site.n + site.k)
+    half = 1 << (site.bits - 1)
+    low = -half if site.symmetric and not site.codebook else 0
+    low = -half if site.bits == 8 else low
+    codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8)
+    scales = (torch.rand(site.n, site.groups, generator=generator) * 0.02 + 0.001).to(site.scale_dtype)
+    zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8)
+    perm = torch.randperm(site.k, generator=generator) if site.act_order else None
+    bias = torch.zeros(site.n, dtype=site.dtype) if site.has_bias else None
+    static = torch.tensor([0.05], dtype=site.dtype) if site.activation.kind == "tensor" else None
+    return Operands(codes, scales, zeros, perm, bias, static, None)
+
+
+def prepared(kernel: Kernel, site: Site, weight: Operands) -> Run:
+    """The kernel with the weight packed."""
+    packed = kernel.pack(weight, site)
+    if kernel.retire_addresses:
+        packed = tuple(retired(tensor) for tensor in packed)
+    return lambda x: kernel.call(x, packed, site)
+
+
+def dense(site: Site) -> Run:
+    """The same layer with a dense weight."""
+    weight = torch.zeros(site.n, site.k, dtype=site.dtype)
+    return lambda x: torch.nn.functional.linear(x, weight)
+
+
+def sweep() -> Callable[[], object]:
+    """A function that reads COLD_BYTES of memory, and so drives weights out of the caches."""
+    buffer = torch.ones(COLD_BYTES, dtype=torch.uint8)
+    if missing_ops() is None:
+        return lambda: torch.ops.qcompile.native_probe_read.default(buffer)
+    words = buffer.view(torch.int64)
+    return words.sum
+
+
+def least(runs: Mapping[str, Run], x: Tensor, before: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Seconds of the quickest of `rounds` calls of each, in turn, so that a disturbance meets all alike; without failing ones."""
+    best: dict[str, float] = {}
+    for name, run in runs.items():
+        try:
+            run(x)  # first calls prepare what later ones find
+        except Exception as error:  # whatever a foreign library throws
+            log.debug("%s cannot be timed: %s: %s", name, type(error).__name__, error)
+            continue
+        best[name] = float("inf")
+    for number in range(rounds):
+        for name, so_far in best.items():
+            if number and so_far > LONG_SECONDS:
+                continue
+            before()
+            start = time.perf_counter()
+            runs[name](x)
+            best[name] = min(so_far, time.perf_counter() - start)
+    return best
+
+
+class Trial:
+    """Kernels with a made-up weight of one kind, ready to be timed; kernels that cannot pack it are left out."""
+
+    def __init__(self, kernels: Sequence[Kernel], site: Site, *, with_dense: bool = False) -> None:
+        self.site, self.before = site, sweep()
+        weight = operands(site)
+        self.runs: dict[str, Run] = {"dense": dense(site)} if with_dense else {}
+        for kernel in kernels:
+            try:
+                self.runs[kernel.name] = prepared(kernel, site, weight)
+            except Exception as error:  # as above
+                log.debug("%s cannot pack for a trial: %s: %s", kernel.name, type(error).__name__, error)
+
+    def times(self, rows: Sequence[int], rounds: int) -> Times:
+        """On this machine, with cold weights; "dense" for the dense product."""
+        found: dict[str, dict[int, float]] = {}
+        with torch.no_grad():
+            for m in rows:
+                x = torch.randn(m, self.site.k).to(self.site.dtype)
+                for name, value in least(self.runs, x, self.before, rounds).items():
+                    found.setdefault(name, {})[m] = value
+        return found
+
+
+def steady(one: Callable[[], Times], tries: int = 4) -> Times:
+    """Times that came out alike twice, the smaller ones; {} if something shook them in every try."""
+    best = one()
+    for _ in range(tries - 1):
+        again = one()
+        pairs = {name: {m: (taken, again[name][m]) for m, taken in row.items()} for name, row in best.items() if name in again}
+        best = {name: {m: min(pair) for m, pair in row.items()} for name, row in pairs.items()}
+        if all(max(pair) <= SAME * min(pair) for row in pairs.values() for pair in row.values()):
+            return best
+    return {}

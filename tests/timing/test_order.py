@@ -1,0 +1,68 @@
+"""The order of kernels follows times, but not noise; the sentences for the others compare like with like."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from qcompile.timing.order import Candidate, ordered, why_not
+
+
+def candidate(
+    name: str, number: int, ms: tuple[float, float, float], measured: tuple[float, float, float] | None = None, place: int = 0
+) -> Candidate:
+    def times(values: tuple[float, float, float]) -> Mapping[int, float]:
+        return dict(zip((1, 8, 128), (value * 1e-3 for value in values), strict=True))
+
+    return Candidate(name, number, place, times(ms), times(measured) if measured else {})
+
+
+def names(*candidates: Candidate) -> list[str]:
+    return [each.name for each in ordered(candidates)]
+
+
+def test_the_quickest_over_all_rows_comes_first() -> None:
+    assert names(candidate("a", 0, (1, 1, 9)), candidate("b", 1, (0.8, 0.8, 8)), candidate("c", 2, (0.1, 5, 50))) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("noise", [0.95, 1.0, 1.05])
+def test_nearly_equal_kernels_keep_the_order_of_the_table(noise: float) -> None:
+    first, second = candidate("first", 0, (1, 2, 3)), candidate("second", 1, (noise, 2 * noise, 3 * noise))
+    assert names(first, second) == names(second, first) == ["first", "second"]
+
+
+def test_more_than_the_margin_counts() -> None:
+    assert names(candidate("first", 0, (1, 2, 3)), candidate("second", 1, (0.9, 1.8, 2.7))) == ["second", "first"]
+
+
+def test_near_is_near_to_the_quickest() -> None:
+    """Not to the next one: otherwise a row of small steps would put the slowest first."""
+    steps = [candidate(f"k{number}", number, (time, time, time)) for number, time in enumerate((1.25, 1.16, 1.08, 1.0))]
+    assert names(*steps) == ["k2", "k3", "k1", "k0"]
+
+
+def test_option_kernels_comes_before_time() -> None:
+    wanted = candidate("wanted", 1, (9, 9, 9), place=0)
+    assert names(candidate("quick", 0, (1, 1, 1), place=1), wanted) == ["wanted", "quick"]
+    assert why_not(candidate("quick", 0, (1, 1, 1), place=1), wanted) == (
+        "comes after wanted in option kernels (predicted 1 ms against 9 ms of wanted (M = 1))"
+    )
+
+
+def test_measured_times_count_where_all_have_them() -> None:
+    a, b = candidate("a", 0, (1, 1, 1), (5, 5, 5)), candidate("b", 1, (2, 2, 2), (3, 3, 3))
+    assert names(a, b) == ["b", "a"]
+    assert why_not(a, b) == "slower here: measured 5 ms against 3 ms of b (M = 1)"
+    assert names(a, candidate("b", 1, (2, 2, 2))) == ["a", "b"]
+
+
+def test_reasons() -> None:
+    chosen = candidate("native.int4", 1, (0.2, 1, 10))
+    assert why_not(candidate("x", 2, (0.41, 1.1, 11)), chosen) == (
+        "slower here: predicted 0.41 ms against 0.2 ms of native.int4 (M = 1)"
+    )
+    assert why_not(candidate("x", 2, (0.3, 4, 8)), chosen) == (
+        "slower here: predicted 4 ms against 1 ms of native.int4 (M = 8); faster at M = 128"
+    )
+    assert why_not(candidate("x", 2, (0.2, 0.98, 9.8)), chosen) == (
+        "not faster by more than 10%, and listed later: predicted 0.2 ms against 0.2 ms of native.int4 (M = 1)"
+    )
