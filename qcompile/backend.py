@@ -222,6 +222,8 @@ class _Compilation:
             return _boxed(gm)
         from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
 
+        # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
+        kwargs = {**kwargs, "get_decomp_fn": inductor_decompositions}
         found = self._regions(gm) if regional and self.options.regional else None
         if found is None:
             return compile_fx_inner(gm, inputs, **kwargs)

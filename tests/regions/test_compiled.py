@@ -118,3 +118,18 @@ def test_caches_are_written_in_place(plans: list[regions.Plan | None], tmp_path:
         assert sqnr_db(left.keys, right.keys) >= 35 and sqnr_db(left.values, right.values) >= 35
     assert len(set(addresses)) == 1
     assert plans[-1] is not None and plans[-1].repeats[0].count >= 4
+
+
+def test_compiled_code_is_found_on_disk_the_next_time() -> None:
+    from torch._dynamo.utils import counters  # noqa: PLC0415
+    from torch._inductor.utils import fresh_cache  # noqa: PLC0415
+
+    x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad(), fresh_cache():
+        for expected in ("fxgraph_cache_miss", "fxgraph_cache_hit"):
+            model = Stack(DEPTH, WIDTH)  # other weights: compiled code does not depend on them
+            torch._dynamo.reset()
+            counters.clear()
+            assert sqnr_db(model(x), torch.compile(model, backend="qcompile")(x)) >= 30
+            found = {name: count for name, count in counters["inductor"].items() if name.startswith("fxgraph_cache")}
+            assert set(found) == {expected}
