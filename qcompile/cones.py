@@ -184,7 +184,9 @@ class Reader:
         proposal, inputs = self._build(product, leaves, known)
         feed = {leaf: self.constants[leaf].tensor for leaf in leaves}
         values = evaluate(inputs, feed)
-        operands = proposal.unpack(values)
+        operands = None if known.by_value or known.found is not None else _without_codes(proposal, values)
+        if operands is None or _may_overflow(operands.scales, value(product.weight).dtype):
+            operands = proposal.unpack(values)
         if not bool(torch.isfinite(operands.scales).all()):
             return "its scales hold NaN or infinity"
         if known.by_value or _may_overflow(operands.scales, value(product.weight).dtype):
@@ -196,7 +198,7 @@ class Reader:
                 return f"its codes need more than {proposal.bits} bits"
         if known.found is None:
             known = replace(known, narrow=fits_four_bits(operands, proposal), straight=is_in_order(operands))
-            if known.narrow or known.straight:
+            if known.narrow:  # leaving out the permutation changes nothing that is looked at below
                 proposal, _ = self._build(product, leaves, known)
                 operands = proposal.unpack(values)
         most = 1 << proposal.bits
@@ -300,6 +302,23 @@ def _is_arithmetic(nodes: Sequence[fx.Node]) -> bool:
         if isinstance(target, torch._ops.OpOverload) and target.overloadpacket.__name__ not in _ARITHMETIC:
             return False
     return True
+
+
+def _without_codes(proposal: Proposal, leaves: Sequence[Tensor]) -> Operands | None:
+    """Scales, zero points and order alone, with codes that have a shape but no values; None if something needs the codes.
+
+    Codes of fewer than 8 bits, unpacked from a container, cannot be out of range; unpacking a whole model just to look at its
+    scales takes seconds.
+    """
+    if proposal.bits >= 8 or not leaves:
+        return None
+    largest = max(leaves, key=lambda leaf: leaf.nbytes)
+    try:
+        operands = proposal.unpack([leaf.to("meta") if leaf is largest else leaf for leaf in leaves])
+    except Exception:  # the reading looks at values
+        return None
+    small = [item for item in operands[1:] if item is not None]
+    return None if any(item.is_meta for item in small) or not operands.codes.is_meta else operands
 
 
 def _may_overflow(scales: Tensor, dtype: torch.dtype) -> bool:
