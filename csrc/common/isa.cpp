@@ -20,7 +20,7 @@ uint64_t enabled_states() {
 
 bool has(uint32_t word, int bit) { return (word >> bit & 1u) != 0; }
 
-// Bits: Intel SDM volume 2, CPUID; saved states: volume 1, section 13.3 (2 = SSE and AVX, 5..7 = AVX-512).
+// Bits: Intel SDM volume 2, CPUID (AVX-VNNI: leaf 7.1, EAX bit 4); saved states: volume 1, section 13.3 (2 = SSE and AVX, 5..7 = AVX-512).
 CpuFeatures detect() {
   CpuFeatures found;
   uint32_t a, b, c, d;
@@ -38,6 +38,7 @@ CpuFeatures detect() {
     found.avx_vnni = found.avx2 && has(a, 4);
     found.avx512_bf16 = found.avx512 && has(a, 5);
   }
+  found.vnni_256 = found.avx_vnni || found.avx512_vnni;
   return found;
 }
 #else
@@ -50,6 +51,7 @@ std::vector<Isa> detect_levels() {
   // The bf16 level also promises VNNI: every processor with the one has the other.
   if (here.avx512_bf16 && here.avx512_vnni) levels.push_back(Isa::avx512_bf16);
   if (here.avx512) levels.push_back(Isa::avx512);
+  if (here.vnni_256) levels.push_back(Isa::avx2_vnni);
   if (here.avx2) levels.push_back(Isa::avx2);
   levels.push_back(Isa::generic);
   return levels;
@@ -76,6 +78,7 @@ const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
+    case Isa::avx2_vnni: return "avx2_vnni";
     case Isa::avx2: return "avx2";
     case Isa::generic: break;
   }
@@ -90,7 +93,8 @@ const CpuFeatures& cpu_features() {
 CpuFeatures features_at(Isa isa) {
   CpuFeatures found = cpu_features();
   found.avx2 = found.avx2 && isa >= Isa::avx2;
-  found.avx_vnni = found.avx_vnni && isa >= Isa::avx2;
+  found.avx_vnni = found.avx_vnni && isa >= Isa::avx2_vnni;
+  found.vnni_256 = found.vnni_256 && isa >= Isa::avx2_vnni;
   found.avx512 = found.avx512 && isa >= Isa::avx512;
   found.avx512_vnni = found.avx512_vnni && isa >= Isa::avx512;
   found.avx512_bf16 = found.avx512_bf16 && isa >= Isa::avx512_bf16;

@@ -7,7 +7,7 @@
 
 namespace qcompile {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+enum class Isa : int { generic = 0, avx2 = 1, avx2_vnni = 2, avx512 = 3, avx512_bf16 = 4 };
 
 // Facts beyond the level that some kernels need.
 struct CpuFeatures {
@@ -15,7 +15,8 @@ struct CpuFeatures {
   bool avx512 = false;       // AVX-512 F, BW, DQ, VL
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
-  bool avx_vnni = false;     // the 256-bit VEX form
+  bool avx_vnni = false;     // VPDPBUSD on 256 bits with the VEX prefix
+  bool vnni_256 = false;     // the same instruction with whichever prefix
 };
 
 const char* isa_name(Isa isa);

@@ -78,7 +78,7 @@ const AttentionKernel& attention_kernel(Isa isa, Element element) {
   // Only bfloat16 keeps its bits in pairs of bfloat16.
   if (isa == Isa::avx512_bf16 && element == Element::bf16) return kAttentionAvx512Bf16;
   if (isa >= Isa::avx512) return kAttentionAvx512;
-  if (isa == Isa::avx2) return kAttentionAvx2;
+  if (isa >= Isa::avx2) return kAttentionAvx2;
 #else
   (void)isa;
   (void)element;

@@ -12,7 +12,7 @@ const DenseKernel& dense_kernel(Isa isa, Element element) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512_bf16 && element == Element::bf16) return kDenseAvx512Bf16;
   if (isa >= Isa::avx512) return kDenseAvx512;
-  if (isa == Isa::avx2) return kDenseAvx2;
+  if (isa >= Isa::avx2) return kDenseAvx2;
 #else
   (void)isa;
   (void)element;

@@ -74,6 +74,8 @@ struct NibbleMaddDot {
 inline Ints multiply_add(const Ints& sum, const Ints& unsigned_bytes, const Ints& signed_bytes) {
 #if QCOMPILE_WIDTH == 16
   return same_bits<Ints>(_mm512_dpbusd_epi32(same_bits<__m512i>(sum), same_bits<__m512i>(unsigned_bytes), same_bits<__m512i>(signed_bytes)));
+#elif QCOMPILE_VNNI_EVEX
+  return same_bits<Ints>(_mm256_dpbusd_epi32(same_bits<__m256i>(sum), same_bits<__m256i>(unsigned_bytes), same_bits<__m256i>(signed_bytes)));
 #else
   return same_bits<Ints>(_mm256_dpbusd_avx_epi32(same_bits<__m256i>(sum), same_bits<__m256i>(unsigned_bytes), same_bits<__m256i>(signed_bytes)));
 #endif

@@ -14,6 +14,7 @@ auto first_of(Isa isa, bool with_bf16, const Choose& choose) {
   if (features.avx512_bf16 && with_bf16) found = choose(kAvx512Bf16Kernels);
   if (found == nullptr && features.avx512_vnni) found = choose(kAvx512VnniKernels);
   if (found == nullptr && features.avx512) found = choose(kAvx512Kernels);
+  if (found == nullptr && features.vnni_256) found = choose(features.avx_vnni ? kAvx2VnniKernels : kAvx2VnniEvexKernels);
   if (found == nullptr && features.avx2) found = choose(kAvx2Kernels);
   if (found != nullptr) return found;
 #else

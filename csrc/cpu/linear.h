@@ -73,7 +73,8 @@ struct LevelKernels {
   double (*most_bytes)(int64_t rounds);
   uint32_t (*read)(const uint8_t* from, int64_t bytes);
 };
-extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels, kAvx512Bf16Kernels;
+extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx2VnniKernels, kAvx2VnniEvexKernels, kAvx512Kernels, kAvx512VnniKernels,
+    kAvx512Bf16Kernels;
 
 // The implementation that a level uses for a family and a dtype of x.
 const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype);

@@ -15,6 +15,8 @@ AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 LEVELS = {
     "cpu/level_avx2.cpp": AVX2,
+    "cpu/level_avx2_vnni.cpp": (*AVX2, "-mavxvnni"),
+    "cpu/level_avx2_vnni_evex.cpp": (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512vnni"),
     "cpu/level_avx512.cpp": AVX512,
     "cpu/level_avx512_vnni.cpp": (*AVX512, "-mavx512vnni"),
     "cpu/level_avx512_bf16.cpp": (*AVX512, "-mavx512bf16"),

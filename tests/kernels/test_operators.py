@@ -122,6 +122,6 @@ def test_an_unknown_level_lists_the_known_ones() -> None:
 
 
 def test_levels_are_in_order() -> None:
-    best_first = ("avx512_bf16", "avx512", "avx2", "generic")
+    best_first = ("avx512_bf16", "avx512", "avx2_vnni", "avx2", "generic")
     assert list(LEVELS) == [level for level in best_first if level in LEVELS]
     assert OPS.native_isa(-1) in LEVELS
