@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -203,7 +204,8 @@ class _Compilation:
                     "%d tensors stay: a bias, or read by the model's own code, which would crash without them", len(raw) - len(free)
                 )
         watched = {node: (position[node], state.constants[node]) for node in raw}
-        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free)
+        rows = [row for site in state.sites for row in site.rows()]
+        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
         runner.remember([constant.tensor for _, constant in watched.values()], [item.tensor for item in folded])
         return runner
 
@@ -233,6 +235,12 @@ class _Compilation:
             return compile_fx_inner(module, examples, **{**kwargs, "static_input_idxs": static})
 
         return regions.compile_parts(gm, found, inputs, kwargs.get("static_input_idxs", ()), compile_module)
+
+
+def _record_again(rows: Sequence[SiteReport], number: int, sets: int) -> None:
+    """Rows of layers that run code compiled for others; Dynamo does not say what they are called."""
+    note = f"runs the code of graph {number} with its own weights, set {sets}"
+    record([replace(row, graph=number, identity=(number, sets, row.identity), note=note) for row in rows])
 
 
 def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:

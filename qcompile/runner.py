@@ -47,7 +47,8 @@ class Runner:
 
     Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made
     again; if that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many layers
-    or models of one shape, in turn: what was packed for each is kept as long as its raw weights live.
+    or models of one shape, in turn: what was packed for each is kept as long as its raw weights live. `serves_more` hears of the
+    second, third, ... set of weights.
     """
 
     _boxed_call = True
@@ -60,6 +61,7 @@ class Runner:
         watched: Mapping[fx.Node, tuple[int, Constant]],
         original: Callable[[list[Any]], Any],
         releasable: Collection[fx.Node] = (),
+        serves_more: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.compiled = compiled
         self.kept = tuple(kept)
@@ -70,6 +72,8 @@ class Runner:
         self.positions = tuple(position for position, _ in watched.values())
         self.pick = operator.itemgetter(*self.positions) if len(self.positions) > 1 else self._pick_few
         self.releasable = releasable
+        self.serves_more = serves_more
+        self.sets = 1
         self.weights: dict[tuple[int, ...], _Weights] = {}
 
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -126,6 +130,9 @@ class Runner:
                 break
         if problem:
             warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
+        elif before is None and self.weights:  # beside living ones; a parameter that was replaced is no further layer
+            self.sets += 1
+            self.serves_more(self.sets)
         return self.remember(raw, results, problem)
 
     def _problem(self, values: Mapping[fx.Node, Tensor], changed: set[fx.Node]) -> str:

@@ -124,6 +124,29 @@ def test_one_graph_serves_every_layer_without_packing_again(monkeypatch: pytest.
         assert len(evaluated) == count
 
 
+def test_the_report_has_a_row_for_every_layer_that_runs_shared_code() -> None:
+    model = Stack(3)
+    for layer in model.layers:
+        layer.compile(backend="qcompile", options=EAGER)
+    with torch.no_grad():
+        for _ in range(2):
+            model(X)
+    sites = qcompile.report().sites
+    assert len(sites) == 12 and all(site.kernel == "reference.quantized_linear" for site in sites)
+    assert [("with its own weights" in site.note) for site in sites] == [False] * 4 + [True] * 8
+
+
+def test_a_replaced_weight_is_no_further_layer() -> None:
+    model = Stack(2)
+    run = compiled(model)
+    with torch.no_grad():
+        run(X)
+        layer: Any = model.layers[0].up
+        layer.weight_scale = nn.Parameter(layer.weight_scale.detach() * 2, requires_grad=False)
+        assert good(model, run)
+    assert len(qcompile.report().sites) == 8
+
+
 def test_two_models_in_turn() -> None:
     models = [Stack(), Stack()]
     runs = [compiled(model) for model in models]
