@@ -10,7 +10,7 @@ from qcompile.ops import fake_quantize
 
 
 class Structure(NamedTuple):
-    """The static arguments of one layer's dequantization; one tuple, so that Dynamo guards it as one value.
+    """The static arguments of one layer's dequantization.
 
     activation: the spec of meaning.ActivationQuant, "none" for weight-only layers.
     """
@@ -26,17 +26,17 @@ class Structure(NamedTuple):
 def _apply(
     x: Tensor,
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    structure: Structure,
+    spec: str,
     bias: Tensor | None,
     input_scale: Tensor | None = None,
     input_zero: Tensor | None = None,
 ) -> Tensor:
     """y = act(x) @ W.T + bias; x [..., K] -> [..., N] in the dtype of x."""
     packed, scales, zeros, g_idx = tensors
-    layout, bits, group, n, k, activation = structure
+    layout, bits, group, n, k, activation = spec.split()
     if activation != "none":
         x = fake_quantize(x, input_scale, input_zero, activation)
-    weight = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, x.dtype)
+    weight = dequantize_packed(packed, scales, zeros, g_idx, layout, int(bits), int(group), int(n), int(k), x.dtype)
     return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
@@ -44,6 +44,7 @@ class PackedLinear(nn.Linear):
     """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
 
     structure: Structure
+    spec: str
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
@@ -55,12 +56,12 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         # Written out without helpers, because Dynamo traces this for every layer of a model.
-        layout, bits, group, n, k, activation = self.structure
+        layout, bits, group, n, k, activation = self.spec.split()
         if activation != "none":
             input = fake_quantize(input, self.input_scale, self.input_zero_point, activation)
         zeros = self.weight_global_scale if layout == "nvfp4" else self.weight_zero_point
         packed, scales, order = self.weight_packed, self.weight_scale, self.weight_g_idx
-        weight = dequantize_packed(packed, scales, zeros, order, layout, bits, group, n, k, input.dtype)
+        weight = dequantize_packed(packed, scales, zeros, order, layout, int(bits), int(group), int(n), int(k), input.dtype)
         bias: Tensor | None = self._parameters["bias"]
         return nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
@@ -85,6 +86,7 @@ class ByteLinear(nn.Linear):
     """compressed-tensors' int-quantized layers: the parameter `weight` is int8 [N, K], with weight_scale and so on."""
 
     structure: Structure
+    spec: str
     weight_scale: Tensor
     weight_zero_point: Tensor | None
     weight_g_idx: Tensor | None
@@ -94,7 +96,7 @@ class ByteLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         tensors = (self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx)
-        return _apply(input, tensors, self.structure, self.bias, self.input_scale, self.input_zero_point)
+        return _apply(input, tensors, self.spec, self.bias, self.input_scale, self.input_zero_point)
 
     def extra_repr(self) -> str:
         return _text(self)
@@ -108,6 +110,7 @@ class GroupedLinear(nn.Linear):
     """
 
     structure: Structure
+    spec: str
     used: tuple[bool, bool]
     qweight: Tensor
     scales: Tensor
@@ -116,7 +119,7 @@ class GroupedLinear(nn.Linear):
     OPTIONAL = ("qzeros", "g_idx")
 
     def forward(self, input: Tensor) -> Tensor:
-        return _apply(input, self.stored(), self.structure, self.bias)
+        return _apply(input, self.stored(), self.spec, self.bias)
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros, order = self.used
@@ -143,6 +146,8 @@ def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[Group
     module.__class__ = kind
     module.in_features, module.out_features = structure.k, structure.n
     module.structure = structure
+    # What forward reads: Dynamo guards a text as one value on every call, a tuple as eight.
+    module.spec = " ".join(map(str, structure))
     for name in (*kind.OPTIONAL, "bias"):
         plain = module.__dict__.pop(name, None)
         if isinstance(plain, Tensor):
