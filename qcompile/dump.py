@@ -14,9 +14,22 @@ from qcompile.report_text import joined_paths
 
 log = logging.getLogger(__name__)
 
+_OURS = (
+    "[0-9][0-9]_before_*.txt",
+    "[0-9][0-9]_after_*.txt",
+    "decisions.txt",
+    "decisions.json",
+    "packing.txt",
+    "graph.dot",
+    "graph.svg",
+)
+_begun: set[Path] = set()  # folders that this process has written into
+
 
 class Dump:
     """Writes into folder/graph_NNN; with no folder every method does nothing. A file that cannot be written is only logged.
+
+    What an earlier process dumped into the folder is removed first.
 
     NN_before_PASS.txt, NN_after_PASS.txt   the graph as text
     decisions.txt, decisions.json           the report of this graph
@@ -48,10 +61,24 @@ class Dump:
     def _write(self, name: str, text: str) -> None:
         assert self.folder is not None
         try:
+            _forget_earlier(self.folder.parent)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(text)
         except OSError as error:
             log.warning("%s could not be written: %s", self.folder / name, error)
+
+
+def _forget_earlier(folder: Path) -> None:
+    """Before this process's first file: take away what an earlier one dumped there, and nothing else."""
+    if folder.absolute() in _begun:
+        return
+    _begun.add(folder.absolute())
+    for graph in folder.glob("graph_[0-9][0-9][0-9]"):
+        for pattern in _OURS:
+            for path in graph.glob(pattern):
+                path.unlink()
+        if not any(graph.iterdir()):
+            graph.rmdir()
 
 
 def _drawn(site: GraphSite) -> SiteReport:

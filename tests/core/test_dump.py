@@ -35,6 +35,22 @@ def run(model: Any, **options: Any) -> tuple[SiteReport, ...]:
     return qcompile.report().sites
 
 
+def test_what_an_earlier_process_dumped_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for number in (0, 250):
+        folder = tmp_path / f"graph_{number:03d}"
+        folder.mkdir()
+        for name in ("03_after_fold.txt", "decisions.json", "graph.svg"):
+            (folder / name).write_text("of another process")
+    mine = tmp_path / "graph_250" / "notes.txt"
+    mine.write_text("not ours")
+    run(Stack(1), kernels=["reference"], dump=tmp_path)
+    run(Stack(2), kernels=["reference"], dump=tmp_path)  # the second graph of this process takes nothing away
+    left = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left.pop("graph_250/notes.txt").read_text() == "not ours"
+    assert all(path.read_text() != "of another process" for path in left.values())
+    assert sum(name.endswith("decisions.json") for name in left) == 2
+
+
 def test_dump_writes_every_step(tmp_path: Path) -> None:
     run(Stack(1), kernels=["reference"], dump=tmp_path)
     (folder,) = tmp_path.iterdir()
