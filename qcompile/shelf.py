@@ -1,6 +1,6 @@
 """Option cache_dir: packed weights on disk, found again by the content they were made from and by everything that made them.
 
-What is trusted. A file's name and key are the SHA-256 of: the raw tensors' bytes, dtypes, shapes and strides; the recipe's
+What is trusted. A file's name and key are the SHA-256 of: the raw tensors' digests, dtypes, shapes and strides; the recipe's
 canonical text (every operator with its arguments); all source files of this package and its compiled library; the versions of
 torch and, where it decides the order of the bytes, of the kernel's library and the processor. Equal keys are the same function
 of the same bytes run by the same code, so what stands in the file is what packing would give. Against damage the whole content

@@ -126,6 +126,12 @@ def test_fingerprints_tell_everything_apart() -> None:
     assert fingerprint.of_tensors([base, square]) == [one(base), one(square.clone())]
 
 
+def test_without_the_compiled_operators_sha256_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "missing_ops", lambda: "not built")
+    assert "sha256" in one(torch.zeros(3))
+    test_fingerprints_tell_everything_apart()
+
+
 def test_only_the_cpus_memory_has_a_fingerprint() -> None:
     with pytest.raises(ValueError, match="meta"):
         fingerprint.of_tensors([torch.zeros(3, device="meta")])
