@@ -99,14 +99,21 @@ def _limits() -> Machine | None:
     ops = torch.ops.qcompile
     buffer = torch.ones(_PROBE_BYTES, dtype=torch.uint8)
 
+    def multiply(octets: bool) -> float:
+        return float(ops.native_probe_multiply.default(octets, _MULTIPLY_ROUNDS))
+
     def read() -> float:
         ops.native_probe_read.default(buffer)
         return float(_PROBE_BYTES)
 
-    bandwidth = rate(read)
-    wide = rate(lambda: float(ops.native_probe_multiply.default(False, _MULTIPLY_ROUNDS)))
-    octets = rate(lambda: float(ops.native_probe_multiply.default(True, _MULTIPLY_ROUNDS)))
-    return None if bandwidth is None or wide is None or octets is None else Machine(bandwidth, wide, octets)
+    probes = (read, lambda: multiply(False), lambda: multiply(True))
+    rates: list[float] = []
+    for probe in probes:
+        if (found := rate(probe)) is None:
+            return None
+        rates.append(found)
+    bandwidth, wide, octets = rates
+    return Machine(bandwidth, wide, octets)
 
 
 def rate(
