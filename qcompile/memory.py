@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 HUGE_PAGE = 2 << 20  # x86-64 and the common Arm configuration; only an alignment, so a wrong guess costs nothing but speed
+MADV_PAGEOUT = 21  # linux/include/uapi/asm-generic/mman-common.h, Linux 5.4 and later; an error elsewhere, which changes nothing
 PROT_NONE, MAP_FIXED, MAP_NORESERVE = 0x0, 0x10, 0x4000  # linux/include/uapi/asm-generic/mman-common.h
 _RESERVED: list[mmap.mmap] = []  # mappings of dead tensors, kept so that Python does not unmap them
 
@@ -91,11 +92,31 @@ def forget(tensor: Tensor) -> None:
     For storage that a library handed out and never frees. Only pages that lie wholly inside are returned, so it is harmless if the
     storage is freed after all: an allocator's own records lie outside. madvise(2), MADV_DONTNEED; nothing happens off Linux.
     """
-    if sys.platform != "linux":
-        return
+    if sys.platform == "linux":
+        _advise(tensor, mmap.MADV_DONTNEED)
+
+
+def page_out(tensor: Tensor) -> None:
+    """Let the system take back the memory of a tensor that lies over a file; whoever reads it again gets it from the file.
+
+    For storage that torch cannot free. madvise(2), MADV_PAGEOUT: the content stays what it is, whatever the memory is. Nothing
+    happens off Linux, on other devices and to memory of torch's own.
+    """
+    if sys.platform == "linux" and tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+        _advise(tensor, MADV_PAGEOUT)
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library can (glibc keeps it); some milliseconds."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _advise(tensor: Tensor, advice: int) -> None:
+    """madvise(2) for the pages that lie wholly inside the tensor's storage."""
     start, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        libc.madvise(first, last - first, mmap.MADV_DONTNEED)
+        libc.madvise(first, last - first, advice)

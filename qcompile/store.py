@@ -16,9 +16,12 @@ from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph import Constant, evaluate, is_released, is_size, literal, structural_key, subgraph
-from qcompile.memory import retired
+from qcompile.memory import page_out, retired, trim
 from qcompile.shelf import Shelf, discard, reset
 from qcompile.watch import Leaves
+
+# Packing a weight of this many bytes leaves a multiple of them behind, freed but still held by the C library.
+_WORTH_TRIMMING = 4 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +83,12 @@ class Recipe:
             if is_released(leaf):
                 raise ReleasedWeightError(path)
         values = evaluate(self.roots, dict(zip(self.inputs, leaves, strict=True)))
-        return tuple(self._own(item, leaves) for item in values)
+        made = tuple(self._own(item, leaves) for item in values)
+        for leaf in leaves:
+            page_out(leaf)
+        if sum(item.nbytes for item in made) >= _WORTH_TRIMMING:
+            trim()
+        return made
 
     def _own(self, item: Any, leaves: Sequence[Tensor]) -> Tensor:
         if not isinstance(item, Tensor):

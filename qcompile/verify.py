@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
+from qcompile.memory import trim
 from qcompile.pipeline import GraphSite
 from qcompile.products import through_views
 from qcompile.store import STORE, Recipe
@@ -31,6 +32,7 @@ def verify(
     constants: Mapping[fx.Node, Constant],
 ) -> tuple[str, float | None]:
     """("" or the sentence why the kernel must not be used, SQNR in dB against the canonical operation)."""
+    trim()  # of what the check before this one left behind
     feed = {node: constant.tensor for node, constant in constants.items()}
     wanted: list[Any] = [node for node in operands if node is not None]
     values = iter(evaluate(wanted, feed))
@@ -62,6 +64,7 @@ def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> st
 
     This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it.
     """
+    trim()
     x = site.node.args[0]
     assert isinstance(x, fx.Node)
     source = through_views(x)

@@ -1,9 +1,11 @@
 """Retired addresses: equal copies, freed when dead, never handed out again."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from qcompile.memory import HUGE_PAGE, forget, retired
+from qcompile.memory import HUGE_PAGE, forget, page_out, retired, trim
 
 
 def resident() -> int:
@@ -81,3 +83,25 @@ def test_forgotten_pages_go_back_while_the_tensor_lives_and_dies_as_usual(size: 
     neighbours = [torch.ones(size, dtype=torch.int8) for _ in range(3)]
     del tensor
     assert all(bool((neighbour == 1).all()) for neighbour in neighbours)
+
+
+def test_a_tensor_over_a_file_gives_back_its_memory_and_keeps_its_content(tmp_path: Path) -> None:
+    size = 32 << 20
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (size // 256))
+    mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    total = int(mapped.sum())
+    before = resident()
+    page_out(mapped)
+    if resident() == before:
+        pytest.skip("this system does not page out on request")
+    assert before - resident() > size * 0.5
+    assert int(mapped.sum()) == total
+
+
+def test_what_torch_can_free_is_not_paged_out() -> None:
+    trim()
+    tensor = torch.ones(32 << 20, dtype=torch.uint8)
+    before = resident()
+    page_out(tensor)
+    assert before - resident() < tensor.nbytes * 0.1 and bool(tensor.all())
