@@ -14,7 +14,7 @@ from qcompile.platform import Platform, platform
 from qcompile.shelf import Shelf
 from qcompile.store import STORE
 from qcompile.timing import ROWS, Times, times_for
-from qcompile.timing.order import Candidate, milliseconds, ordered, why_not
+from qcompile.timing.order import MARGIN, Candidate, milliseconds, ordered, why_not
 from qcompile.verify import verify, verify_rewrite
 
 log = logging.getLogger(__name__)
@@ -109,12 +109,12 @@ def _say_where_dense_wins(state: State, times: Times) -> None:
     for site in served if room else ():
         kernel = site.kernel
         assert kernel is not None
-        measured = times.measured(site.site, [kernel])
+        measured = times.kept(site.site)
         for m in _DENSE_ROWS:
             known = m in measured.get(kernel.name, {}) and m in measured.get("dense", {})
             mine = measured[kernel.name][m] if known else times.predicted(kernel, site.site, m)
             dense = measured["dense"][m] if known else times.dense(site.site, m)
-            if dense * _DENSE_GAIN < mine:
+            if dense * (_DENSE_GAIN if known else MARGIN) < mine:
                 how = "measured" if known else "predicted"
                 text = (
                     f"a dense bfloat16 weight would be faster at M = {m}: {how} {milliseconds(dense)} against {milliseconds(mine)}"

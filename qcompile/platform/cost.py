@@ -27,6 +27,12 @@ def estimated(where: Platform) -> Platform:
     return replace(where, bandwidth=bandwidth, bf16_flops=bf16 * where.cores, int8_ops=int8 * where.cores)
 
 
+def dense_seconds(n: int, k: int, m: int, where: Platform) -> float:
+    """Predicted seconds of a dense bfloat16 product of x [m, k] with a weight [n, k]."""
+    size = 2.0 * n * k
+    return predicted(where, size, size * m, m, DENSE_FACTORS)
+
+
 def predicted(
     where: Platform, size: float, operations: float, m: int, factors: Sequence[tuple[int, float]], *, int8: bool = False
 ) -> float:

@@ -13,6 +13,7 @@ import torch
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant
 from qcompile.platform import Platform, platform
+from qcompile.platform.cost import dense_seconds
 from qcompile.targets.native_ops import missing_ops
 from qcompile.timing.trial import Trial, steady
 
@@ -82,16 +83,25 @@ def measure(where: Platform, kernels: Iterable[Kernel]) -> Machine | None:
         waiting = [kernel for kernel in waiting if kernel not in these]
         if these:
             # All of a kind or none: a corrected time and one that is not are not comparable.
-            attempt = Trial(these, site)
+            attempt = Trial(these, site, with_dense=site is PROBES[0])
             times = steady(partial(attempt.times, ROWS, 2))
-            found |= {kernel.name: factors_of(kernel, site, times.get(kernel.name, {}), limits.applied(where)) for kernel in these}
+            here = limits.applied(where)
+            for kernel in these:
+                found[kernel.name] = factors_of(predictions_of(kernel, site, here), times.get(kernel.name, {}))
+            if site is PROBES[0]:
+                found["dense"] = factors_of(partial(dense_seconds, site.n, site.k, where=here), times.get("dense", {}))
     log.info("measured this machine in %.2f s", time.perf_counter() - start)
     return replace(limits, factors={name: factors for name, factors in found.items() if factors})
 
 
-def factors_of(kernel: Kernel, site: Site, times: Mapping[int, float], where: Platform) -> Factors:
-    """How much longer than predicted a kernel took, by rows; none at all if that is beyond reason."""
-    pairs = tuple((m, taken / kernel.seconds(site, m, where)) for m, taken in sorted(times.items()))
+def predictions_of(kernel: Kernel, site: Site, where: Platform) -> Callable[[int], float]:
+    """The kernel's own prediction by rows."""
+    return lambda m: kernel.seconds(site, m, where)
+
+
+def factors_of(seconds: Callable[[int], float], times: Mapping[int, float]) -> Factors:
+    """How much longer than predicted (`seconds` for so many rows) something took; none at all if that is beyond reason."""
+    pairs = tuple((m, taken / seconds(m)) for m, taken in sorted(times.items()))
     return pairs if all(1 / MOST <= factor <= MOST for _, factor in pairs) else ()
 
 
@@ -114,6 +124,13 @@ def _limits() -> Machine | None:
         rates.append(found)
     bandwidth, wide, octets = rates
     return Machine(bandwidth, wide, octets)
+
+
+def quiet() -> bool:
+    """Whether torch's threads have the processor to themselves now; takes 0.08 s. True where our compiled probes are missing."""
+    if missing_ops() is not None:
+        return True
+    return rate(lambda: float(torch.ops.qcompile.native_probe_multiply.default(False, _MULTIPLY_ROUNDS))) is not None
 
 
 def rate(

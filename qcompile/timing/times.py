@@ -10,10 +10,10 @@ import torch
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.options import Options, user_cache_folder
 from qcompile.platform import Platform
-from qcompile.platform.cost import DENSE_FACTORS, predicted
+from qcompile.platform.cost import dense_seconds
 from qcompile.timing.kept import Kept, key_of
 from qcompile.timing.machine import Factors, Machine, measure
-from qcompile.timing.tuner import Measured, Tuner
+from qcompile.timing.tuner import DENSE, Measured, Tuner
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +38,23 @@ class Times:
         seconds = kernel.seconds(site, m, self.where)
         if site.dtype is not torch.bfloat16:
             return seconds
-        factors = self.factors.get(kernel.name, ((0, 1.0),))
-        return seconds * next((factor for least, factor in reversed(factors) if least <= m), factors[0][1])
+        return seconds * self._factor(kernel.name, m)
 
     def dense(self, site: Site, m: int) -> float:
         """Predicted seconds of the same layer with a dense weight of 16 bits."""
-        size = 2.0 * site.n * site.k
-        return predicted(self.where, size, size * m, m, DENSE_FACTORS)
+        return dense_seconds(site.n, site.k, m, self.where) * self._factor(DENSE, m)
+
+    def _factor(self, name: str, m: int) -> float:
+        factors = self.factors.get(name, ((0, 1.0),))
+        return next((factor for least, factor in reversed(factors) if least <= m), factors[0][1])
 
     def measured(self, site: Site, able: Sequence[Kernel]) -> Measured:
         """Seconds by name of kernel (and "dense") and rows, for ROWS; empty without option tune."""
         return self.tuner.times(site, able) if self.tuner is not None and site.device == "cpu" else {}
+
+    def kept(self, site: Site) -> Measured:
+        """The same as far as it is known already."""
+        return self.tuner.kept_times(site) if self.tuner is not None else {}
 
 
 def times_for(options: Options, where: Platform) -> Times:

@@ -77,9 +77,9 @@ def kernel(**changed: Any) -> Kernel:
 
 
 def test_factors_beyond_reason_are_left_out() -> None:
-    assert [f for pair in factors_of(kernel(), SITE, {8: 16e-3, 1: 1.5e-3}, HERE) for f in pair] == pytest.approx([1, 1.5, 8, 2])
-    assert factors_of(kernel(), SITE, {1: 9e-3, 8: 8e-3}, HERE) == ()
-    assert factors_of(kernel(), SITE, {}, HERE) == ()
+    assert [f for pair in factors_of(lambda m: 1e-3 * m, {8: 16e-3, 1: 1.5e-3}) for f in pair] == pytest.approx([1, 1.5, 8, 2])
+    assert factors_of(lambda m: 1e-3 * m, {1: 9e-3, 8: 8e-3}) == ()
+    assert factors_of(lambda m: 1e-3 * m, {}) == ()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_factors_correct_predictions_of_the_dtype_they_were_measured_with() -> N
     assert [given.predicted(kernel(), SITE, m) for m in (1, 7, 8, 512)] == pytest.approx([1.5e-3, 10.5e-3, 16e-3, 1.024])
     assert given.predicted(kernel(), replace(SITE, dtype=torch.float32), 8) == pytest.approx(8e-3)
     assert given.predicted(kernel(name="reference.other"), SITE, 8) == pytest.approx(8e-3)
+    assert Times(HERE, {"dense": ((1, 3.0),)}).dense(SITE, 8) == pytest.approx(3 * given.dense(SITE, 8))
 
 
 @pytest.fixture

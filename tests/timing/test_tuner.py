@@ -42,6 +42,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
             return {name: {m: len(name) * 1e-3 for m in sizes} for name in self.names}
 
     monkeypatch.setattr(tuner, "Trial", Told)
+    monkeypatch.setattr(tuner, "quiet", lambda: True)
     return made
 
 
@@ -69,6 +70,33 @@ def test_another_machine_or_a_spoilt_file_is_measured_again(tmp_path: Path, tria
     assert len(trials) == 5
 
 
+@pytest.mark.parametrize("answers", [(False,), (True, False)], ids=["before", "meanwhile"])
+def test_a_disturbed_measurement_is_neither_used_nor_kept(
+    tmp_path: Path,
+    trials: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answers: tuple[bool, ...],
+) -> None:
+    kept, said = Kept(tmp_path, {"machine": "this"}), iter(answers)
+    monkeypatch.setattr(tuner, "quiet", lambda: next(said))
+    each = Tuner(kept, ROWS)
+    assert each.times(SITE, KERNELS) == {} and each.times(SITE, KERNELS) == {}
+    assert "not tuned, because other processes use the processor (times must come out alike twice): n=64" in caplog.text
+    assert len(trials) == len(answers) - 1 and kept.load("tuned") is None
+    monkeypatch.setattr(tuner, "quiet", lambda: True)
+    assert Tuner(kept, ROWS).times(SITE, KERNELS)["dense"][1] == 5 * 1e-3
+
+
+def test_shaken_times_are_neither_used_nor_kept(
+    tmp_path: Path, trials: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "steady", lambda one: {})
+    kept = Kept(tmp_path, {"machine": "this"})
+    assert Tuner(kept, ROWS).times(SITE, KERNELS) == {}
+    assert len(trials) == 1 and kept.load("tuned") is None
+
+
 def decided(monkeypatch: pytest.MonkeyPatch, times: Times, **options: Any) -> GraphSite:
     monkeypatch.setattr(choose, "times_for", lambda options, where: replace(times, where=where))
     (site,) = with_state(packed_linear(N, K), X, through("choose"), Options(**options)).sites
@@ -83,6 +111,9 @@ class Known:
 
     def times(self, site: Site, able: Sequence[Kernel]) -> dict[str, dict[int, float]]:
         return {name: self.known[name] for name in (*(kernel.name for kernel in able), "dense") if name in self.known}
+
+    def kept_times(self, site: Site) -> dict[str, dict[int, float]]:
+        return self.known
 
 
 def two(platform_name: str = "x86-64-avx2") -> dict[str, Any]:
