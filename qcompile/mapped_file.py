@@ -26,6 +26,7 @@ FORMAT = "qcompile packed weights 1"
 ALIGNMENT = 64
 _PAGE = 4096
 _STREAMS = 32
+_MOST_PIECES = 512  # of one writev(2); systems take 1024
 _MOST_HEADER = 100_000_000  # the format's own limit
 _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32",
@@ -64,15 +65,23 @@ def write(path: Path, key: str, tensors: Sequence[Tensor], notes: dict[str, str]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "wb", buffering=0) as file:
-            for piece in (struct.pack("<Q", len(header)) + header, *chunks):
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[file.write(rest) :]
+            _write_all(file.fileno(), [struct.pack("<Q", len(header)) + header, *chunks])
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _write_all(file: int, pieces: Sequence[Any]) -> None:
+    """In as few calls as possible: file systems with large pages choose their size by the length of a write."""
+    rest = [memoryview(piece) for piece in pieces if len(piece)]
+    while rest:
+        done = os.writev(file, rest[:_MOST_PIECES])
+        while rest and done >= len(rest[0]):
+            done -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][done:]
 
 
 def _layout(tensors: Sequence[Tensor]) -> tuple[dict[str, Any], list[Any]]:
