@@ -107,7 +107,8 @@ def test_unknown_kernels_list_the_known_ones() -> None:
         ("fuel", -1),
         ("kernels", 3),
         ("dump", 5),
-        ("release", 1), ("regional", 1),
+        ("release", 1),
+        ("regional", 1),
     ],
 )
 def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
@@ -132,7 +133,8 @@ ENVIRONMENT: dict[str, tuple[str, Any]] = {
     "allow_a8": ("1", True),
     "dump": ("/tmp/somewhere", Path("/tmp/somewhere")),
     "platform": ("zen4", "zen4"),
-    "release": ("yes", True), "regional": ("no", False),
+    "release": ("yes", True),
+    "regional": ("no", False),
     "cache_dir": ("/tmp/cache", Path("/tmp/cache")),
     "measure": ("0", False),
     "tune": ("1", True),
