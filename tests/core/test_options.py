@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,10 @@ from torch import Tensor
 
 import qcompile
 from qcompile import passes as pipeline_of
-from qcompile.errors import OptionError, UnknownNameError, UnservedError
+from qcompile.errors import UnknownNameError, UnservedError
 from qcompile.kernels import TARGETS, Kernel, Site
 from qcompile.kernels import kernels as known
 from qcompile.meaning import Operands, dequantize, sqnr_db
-from qcompile.options import Options, resolve
 from qcompile.report import SiteReport
 from qcompile.targets import reference
 
@@ -87,68 +85,12 @@ def untraceable_pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 # Names and values.
 
 
-def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown option 'kernel'. Did you mean 'kernels'.*fallback.*verify"):
-        resolve({"kernel": ["native"]})
-
-
-def test_unknown_kernels_list_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"'zentorc'. Did you mean 'zentorch'.*native\.int4.*reference"):
-        resolve({"disable": ["zentorc"]})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("rest", "tvm"),
-        ("fallback", "sparse"),
-        ("verify", True),
-        ("allow_a8", "maybe"),
-        ("fuel", -1),
-        ("kernels", 3),
-        ("dump", 5),
-        ("release", 1),
-        ("regional", 1),
-    ],
-)
-def test_wrong_values_say_what_is_expected(name: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"option '{name}': expected .*, got "):
-        resolve({name: value})
-
-
 def test_wrong_options_reach_the_caller() -> None:
     model = spelling("linear of the scaled").model()
     with pytest.raises(Exception, match=r"unknown option 'kernel'"), torch.no_grad():
         torch.compile(model, backend="qcompile", options={"kernel": ["native"]})(X)
     with pytest.raises(UnknownNameError, match=r"unknown option 'kernel'"):
         qcompile.compile(model, kernel=["native"])
-
-
-ENVIRONMENT: dict[str, tuple[str, Any]] = {
-    "kernels": ("native, reference", ("native", "reference")),
-    "disable": ("zentorch", ("zentorch",)),
-    "rest": ("eager", "eager"),
-    "fallback": ("packed", "packed"),
-    "verify": ("off", "off"),
-    "allow_a8": ("1", True),
-    "dump": ("/tmp/somewhere", Path("/tmp/somewhere")),
-    "platform": ("zen4", "zen4"),
-    "release": ("yes", True),
-    "regional": ("no", False),
-    "cache_dir": ("/tmp/cache", Path("/tmp/cache")),
-    "measure": ("0", False),
-    "tune": ("1", True),
-    "check": ("true", True),
-    "fuel": ("3", 3),
-}
-
-
-def test_every_option_has_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(ENVIRONMENT) == set(Options.__dataclass_fields__)
-    for name, (text, _) in ENVIRONMENT.items():
-        monkeypatch.setenv(f"QCOMPILE_{name.upper()}", text)
-    assert resolve() == Options(**{name: value for name, (_, value) in ENVIRONMENT.items()})
-    assert resolve({"fuel": 5}).fuel == 5
 
 
 def test_the_environment_reaches_the_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
