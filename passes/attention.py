@@ -1,4 +1,4 @@
-"""Afterwards attention of few query rows is a call of our own kernel where that is proven equal; all other is as it was."""
+"""Afterwards attention is a call of our own kernel where that is faster and proven equal; all other is as it was."""
 
 import logging
 
@@ -9,10 +9,10 @@ from qcompile.attention_check import call, disproof, key_of, outer_inputs
 from qcompile.graph import value
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.pipeline import Pass, State
-from qcompile.platform import platform
+from qcompile.platform import Platform, platform
 from qcompile.report import SiteReport
 from qcompile.targets import native_attention
-from qcompile.targets.native_attention import DTYPES, FEW_QUERIES, NAME
+from qcompile.targets.native_attention import DTYPES, NAME, most_queries
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,11 @@ def _look(state: State, node: fx.Node, proven: dict[str, Proof]) -> None:
     if isinstance(found, str):
         _note(state, path, (found,))
         return
-    reasons = (*against_options(NAME, state.options), *native_attention.missing(state.platform), *_refusals(found[0]))
+    reasons = (
+        *against_options(NAME, state.options),
+        *native_attention.missing(state.platform),
+        *_refusals(found[0], state.platform),
+    )
     if reasons:
         _note(state, path, reasons)
         return
@@ -67,16 +71,16 @@ def _note(state: State, path: str, reasons: Reasons, sqnr: float | None = None, 
     )
 
 
-def _refusals(found: Attention) -> Reasons:
+def _refusals(found: Attention, where: Platform) -> Reasons:
     q, k, v = value(found.q), value(found.k), value(found.v)
-    rows = q.shape[2]
+    rows, most = q.shape[2], most_queries(where)
     return unmet(
         (q.device.type == "cpu", f"runs on the CPU, this attention is on {q.device.type}"),
         (q.dtype in DTYPES, f"takes bfloat16, float16 or float32, got {str(q.dtype).removeprefix('torch.')}"),
         (k.dtype is q.dtype and v.dtype is q.dtype, "takes one dtype for queries, keys and values"),
         (same_size(v.shape[3], k.shape[3]), f"takes keys and values of one width, got {k.shape[3]} and {v.shape[3]}"),
         # A length that is only known at run time is decided then, inside the operator.
-        (not isinstance(rows, int) or rows <= FEW_QUERIES, f"takes up to {FEW_QUERIES} query rows, this graph has {rows}"),
+        (not isinstance(rows, int) or rows <= most, f"takes up to {most} query rows, this graph has {rows}"),
     )
 
 

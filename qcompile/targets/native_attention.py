@@ -10,7 +10,7 @@ from qcompile.platform import Platform
 from qcompile.targets import native
 
 NAME = "native.attention"
-FEW_QUERIES = 64  # as kFewQueries of csrc/cpu/binding_attention.cpp: above, the operator itself calls PyTorch's kernel
+FEW_QUERIES = 64  # as kFewQueries of csrc/cpu/binding_attention.cpp
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -44,3 +44,10 @@ def missing(where: Platform) -> Reasons:
         return reasons
     reason = _unregistered()
     return () if reason is None else (reason,)
+
+
+def most_queries(where: Platform) -> int:
+    """How many query rows our kernel takes; with more, the operator itself calls PyTorch's kernel."""
+    if where.simulated or missing(where):
+        return FEW_QUERIES if "amx_bf16" in where.isa or "avx2" not in where.isa else 1 << 62
+    return int(torch.ops.qcompile.native_attention_most_queries())

@@ -103,6 +103,12 @@ def test_equals_float64(kind: str, dtype: torch.dtype, level: int) -> None:
                 assert error <= TOLERANCE[dtype], (shape, causal, float(error))
 
 
+def test_the_slowest_level_takes_few_queries() -> None:
+    levels = str(torch.ops.qcompile.native_isa_levels()).split(",")
+    assert torch.ops.qcompile.native_attention_most_queries(levels.index("generic")) == 64
+    assert torch.ops.qcompile.native_attention_most_queries() >= 64
+
+
 @EVERY_DTYPE
 @pytest.mark.parametrize("queries", [1, 5, 64, 65, 130])
 @pytest.mark.parametrize("causal", [False, True])

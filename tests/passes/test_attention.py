@@ -141,13 +141,19 @@ def test_causal() -> None:
     assert rows[0].kernel == "native.attention" and sqnr_db(causal(q, k, v), got) >= 100.0
 
 
-def test_many_query_rows_stay_with_pytorch() -> None:
+def test_more_query_rows_than_the_kernel_takes_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcompile.passes.attention.most_queries", lambda _: 64)
     q, k, v = tensors(65, 70)
     rows, got = run(grouped, q, k, v, rest="eager")
     assert rows[0].kernel is None and any(
         "takes up to 64 query rows, this graph has 65" in text for text in rows[0].reasons["native.attention"]
     )
     assert torch.equal(got, grouped(q, k, v))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("zen4", 1 << 62), ("x86-64-amx", 64), ("aarch64", 64)])
+def test_how_many_query_rows_the_kernel_takes(name: str, rows: int) -> None:
+    assert native_attention.most_queries(platform(name)) == rows
 
 
 def test_a_changing_number_of_query_rows_is_one_graph() -> None:
