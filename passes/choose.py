@@ -14,13 +14,14 @@ from qcompile.platform import Platform, platform
 from qcompile.shelf import Shelf
 from qcompile.store import STORE
 from qcompile.timing import ROWS, Times, times_for
-from qcompile.timing.order import MARGIN, Candidate, milliseconds, ordered, why_not
+from qcompile.timing.order import Candidate, milliseconds, ordered, why_not
 from qcompile.verify import verify, verify_rewrite
 
 log = logging.getLogger(__name__)
 
 _DENSE_ROWS = (128, 512)  # where a dense product might be quicker: it unpacks nothing
 _DENSE_GAIN = 1.05
+_PREDICTED_GAIN = 1.25  # a prediction may be that far off; below it there is nothing to tell
 _ROOM = 0.5  # of the memory may be taken by dense weights
 Verified = dict[tuple[str, Site], tuple[str, float | None]]
 
@@ -114,7 +115,7 @@ def _say_where_dense_wins(state: State, times: Times) -> None:
             known = m in measured.get(kernel.name, {}) and m in measured.get("dense", {})
             mine = measured[kernel.name][m] if known else times.predicted(kernel, site.site, m)
             dense = measured["dense"][m] if known else times.dense(site.site, m)
-            if dense * (_DENSE_GAIN if known else MARGIN) < mine:
+            if dense * (_DENSE_GAIN if known else _PREDICTED_GAIN) < mine:
                 how = "measured" if known else "predicted"
                 text = (
                     f"a dense bfloat16 weight would be faster at M = {m}: {how} {milliseconds(dense)} against {milliseconds(mine)}"

@@ -76,7 +76,7 @@ class Reader:
         known, seen = _weights.get(identity, (None, None))
         if known is None or seen is None or not seen.same(mine):
             guess = _structures.get(key)
-            checked = "" if guess is None else self._check_values(product, leaves, guess)
+            checked = "" if guess is None else self._check_quickly(product, leaves, guess)
             if isinstance(checked, str):
                 found = self._search(product, leaves)
                 checked = found if isinstance(found, str) else self._check_values(product, leaves, found)
@@ -178,6 +178,15 @@ class Reader:
 
         proposal = Proposal("dequantized in the graph", found.bits, found.group, unpack, found.symmetric, found.index is not None)
         return proposal, (product.weight, *picked)
+
+    def _check_quickly(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
+        """`_check_values` on one thread: hundreds of small steps would each wait for the other threads where the machine is busy."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._check_values(product, leaves, known)
+        finally:
+            torch.set_num_threads(threads)
 
     def _check_values(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
         """What may differ between two weights of one structure: values, the scales' health, the zero points' range, unused bits."""
