@@ -180,7 +180,7 @@ class Reader:
         return proposal, (product.weight, *picked)
 
     def _check_quickly(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
-        """`_check_values` on one thread: hundreds of small steps would each wait for the other threads where the machine is busy."""
+        """`_check_values` on one thread: hundreds of small steps would each wait for the other threads on a busy machine."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
