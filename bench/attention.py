@@ -108,7 +108,7 @@ def attention(case: Case, speed: float) -> str:
 
     peers: dict[str, Peer] = {"ours": ours, "SDPA": grouped, "SDPA repeated": repeated, "products": products}
     wide = [item.double() for item in (q, keys[0], values[0], mask)]
-    want = F.scaled_dot_product_attention(*wide[:3], wide[3], enable_gqa=True)
+    want = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], wide[3], enable_gqa=True)
     errors = {name: float((peer(0).double() - want).norm() / want.norm()) for name, peer in peers.items()}
     title = f"{case.heads}/{case.kv_heads} x {case.width}, {case.rows} rows, {case.seen} of {case.cache} keys, {case.dtype}"
     return line(title.replace("torch.", ""), size * case.seen // case.cache, speed, race(peers, sets), errors)

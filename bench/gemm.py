@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -242,7 +244,7 @@ def table(rows: list[Row], *, rounds: bool) -> str:
 def plot(rows: list[Row], path: Path) -> bool:
     """Time over M against the limit for every kernel; False without matplotlib."""
     try:
-        from matplotlib import pyplot  # noqa: PLC0415 - optional
+        pyplot: Any = import_module("matplotlib.pyplot")
     except ImportError:
         return False
     shapes = list(dict.fromkeys((row.k, row.n, row.bits) for row in rows))
