@@ -232,7 +232,8 @@ class _Compilation:
         log.info("graph %d: %s, each compiled once", self.number, found)
 
         def compile_module(module: fx.GraphModule, examples: list[Any], static: list[int]) -> Any:
-            return compile_fx_inner(module, examples, **{**kwargs, "static_input_idxs": static})
+            settings: dict[str, Any] = {**kwargs, "static_input_idxs": static}
+            return compile_fx_inner(module, examples, **settings)
 
         return regions.compile_parts(gm, found, inputs, kwargs.get("static_input_idxs", ()), compile_module)
 
