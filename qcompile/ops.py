@@ -8,6 +8,8 @@ from qcompile.meaning import ActivationQuant, dequantize
 # FRAGMENT, because the compiled library (qcompile/_C.so) adds operators to the same namespace.
 LIBRARY = torch.library.Library("qcompile", "FRAGMENT")
 
+_CHUNK_ELEMENTS = 1 << 21
+
 LIBRARY.define(
     "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, Tensor? act_scale, "
     "Tensor? act_zero, int group, str codebook, str activation) -> Tensor"
@@ -32,7 +34,13 @@ def _quantized_linear(
     rounded = ActivationQuant.parse(activation).apply(x, act_scale, act_zero)
     if perm is not None:
         rounded = rounded.index_select(-1, perm)
-    weight = dequantize(codes, scales, zeros, group, codebook, x.dtype)
+    # Some rows at a time: in float32 the weight of a large layer would be hundreds of megabytes.
+    weight = torch.empty(codes.shape, dtype=x.dtype, device=codes.device)
+    rows = max(1, _CHUNK_ELEMENTS // max(codes.shape[1], 1))
+    for start in range(0, codes.shape[0], rows):
+        part = slice(start, start + rows)
+        points = None if zeros is None else zeros[part]
+        weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype)
     return torch.nn.functional.linear(rounded, weight, None if bias is None else bias.to(x.dtype))
 
 
