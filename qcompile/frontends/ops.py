@@ -55,9 +55,10 @@ def _dequantize_packed(
     else:
         columns = g_idx.long()
         factors, points = found.scales[:, columns], None if found.zeros is None else found.zeros[:, columns]
+    # In place: the weight in float32 is by far the largest tensor here.
     if points is not None:
-        values = values - points.to(torch.float32)
-    product = values * factors.to(torch.float32)
+        values -= points.to(torch.float32)
+    product = values.mul_(factors.to(torch.float32))
     # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
     return product.reshape(n, k).to(found.scales.dtype).to(dtype).contiguous()
 
