@@ -264,9 +264,17 @@ def plot(rows: list[Row], path: Path) -> bool:
     return True
 
 
+def _shape(text: str) -> tuple[int, int]:
+    k, cross, n = text.partition("x")
+    if not (cross and k.isdigit() and n.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected KxN, such as 4096x11008 (several with spaces between), got {text!r}")
+    return int(k), int(n)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "4096x11008", "2048x8192"], help="KxN")
+    shapes = [(4096, 4096), (4096, 11008), (2048, 8192)]
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="KxN")
     parser.add_argument("--m", default="1,2,4,8,16,32,64,128,256,512", help="row counts")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument("--group", type=int, default=None, help="default: 128 for 4 bit, K for 8 bit")
@@ -282,8 +290,7 @@ def main() -> None:
     ms = [int(m) for m in given.m.split(",")]
     rows: list[Row] = []
     with torch.no_grad():
-        for shape in given.shapes:
-            k, n = (int(size) for size in shape.split("x"))
+        for k, n in given.shapes:
             group = given.group or (128 if given.bits == 4 else k)
             rows += bench_shape(n, k, given.bits, group, ms, zeros=given.zeros, wanted=given.kernels, budget=given.budget)
     text = "Time / limit, median (10 % quantile in brackets), geometric mean over shapes.\n\n" + table(rows, rounds=False)
