@@ -1,7 +1,8 @@
 """Finds stretches of a graph that repeat: the same operators on the same shapes with the same edges, copy after copy."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ class Repeat:
     def stop(self) -> int:
         return self.start + self.period * self.count
 
-    def moved(self, by: int) -> "Repeat":
-        return replace(self, start=self.start + by)
+    @property
+    def saved(self) -> int:
+        """Nodes that need not be compiled; at least LEAST_SAVED of them take two copies or more."""
+        return (self.count - 1) * self.period
 
     def copies(self) -> list[range]:
         return [range(at, at + self.period) for at in range(self.start, self.stop, self.period)]
@@ -45,7 +48,7 @@ def find_repeats(nodes: Sequence[fx.Node]) -> list[Repeat]:
     open_ranges = [(0, len(nodes))]
     while open_ranges:
         low, high = open_ranges.pop()
-        cut = (_well_cut(nodes, at, best.moved(low), (low, high), labels) for best in _candidates(labels[low:high]))
+        cut = (_well_cut(nodes, at, best, high, labels) for best in _candidates(labels, low, high))
         repeat = next((same for best in cut if (same := _same_edges(nodes, at, best)) is not None), None)
         if repeat is not None:
             found.append(repeat)
@@ -75,44 +78,36 @@ def _label(node: fx.Node) -> Any:
     return str(node.target), repr(skeleton), signature(value(node)), unique
 
 
-def _saved(repeat: Repeat) -> int:
-    return (repeat.count - 1) * repeat.period
-
-
-def _candidates(labels: Tensor) -> list[Repeat]:
-    """Repeats of labels, one for each period, those that save most first; among equals the shortest period."""
-    size = len(labels)
+def _candidates(labels: Tensor, low: int, high: int) -> list[Repeat]:
+    """Repeats of labels between two places, one for each period, those that save most first; among equals the shortest period."""
     found = []
-    for period in range(1, size // 2 + 1):
-        differs = (labels[period:] != labels[:-period]).nonzero().flatten()
-        edges = torch.cat((torch.tensor([-1]), differs, torch.tensor([size - period])))
+    for period in range(1, (high - low) // 2 + 1):
+        differs = (labels[low + period : high] != labels[low : high - period]).nonzero().flatten()
+        edges = torch.cat((torch.tensor([-1]), differs, torch.tensor([high - low - period])))
         runs = edges.diff() - 1
         longest = int(runs.argmax())
-        repeat = Repeat(int(edges[longest]) + 1, period, int(runs[longest]) // period + 1)
-        if repeat.count >= 2 and _saved(repeat) >= LEAST_SAVED:
+        repeat = Repeat(low + int(edges[longest]) + 1, period, int(runs[longest]) // period + 1)
+        if repeat.saved >= LEAST_SAVED:
             found.append(repeat)
-    return sorted(found, key=_saved, reverse=True)[:MOST_TRIED]
+    return sorted(found, key=lambda repeat: repeat.saved, reverse=True)[:MOST_TRIED]
 
 
-def _well_cut(
-    nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat, bounds: tuple[int, int], labels: Tensor
-) -> Repeat:
+def _well_cut(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat, high: int, labels: Tensor) -> Repeat:
     """The same repeat, begun where a cut costs least: behind a call that nothing is fused into, with little crossing.
 
     Inductor fuses element-wise work into loops, never into foreign calls; a cut behind such a call loses no fusion.
     """
     stop = repeat.stop
-    while stop < bounds[1] and labels[stop] == labels[stop - repeat.period]:
+    while stop < high and labels[stop] == labels[stop - repeat.period]:
         stop += 1
-    candidates = []
-    for start in range(repeat.start, min(repeat.start + repeat.period, stop)):
-        count = (stop - start) // repeat.period
-        if count >= 2 and _saved(Repeat(start, repeat.period, count)) >= LEAST_SAVED:
-            inner = start + repeat.period  # the first cut between two copies
-            cost = (not _is_foreign(nodes[inner - 1]), -count, _crossing(nodes, at, repeat.period, inner))
-            candidates.append((cost, start, count))
-    (_, start, count) = min(candidates, default=(0, repeat.start, repeat.count))
-    return Repeat(start, repeat.period, count)
+    starts = range(repeat.start, min(repeat.start + repeat.period, stop))
+    candidates = (Repeat(start, repeat.period, (stop - start) // repeat.period) for start in starts)
+
+    def cost(candidate: Repeat) -> tuple[bool, int, int]:
+        inner = candidate.start + candidate.period  # the first cut between two copies
+        return not _is_foreign(nodes[inner - 1]), -candidate.count, _crossing(nodes, at, candidate.period, inner)
+
+    return min((candidate for candidate in candidates if candidate.saved >= LEAST_SAVED), key=cost, default=repeat)
 
 
 def _is_foreign(node: fx.Node) -> bool:
@@ -129,7 +124,7 @@ def _crossing(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], period: int, 
     for node in nodes[max(cut - period, 0) : cut]:
         item = value(node)
         if isinstance(item, Tensor) and any(at.get(user, len(nodes)) >= cut for user in node.users):
-            total += item.element_size() * int(torch.tensor([_hint(size) for size in item.shape]).prod())
+            total += item.element_size() * math.prod(_hint(size) for size in item.shape)
     return total
 
 
@@ -153,4 +148,4 @@ def _same_edges(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Rep
             best = max(best, (index - begin, -begin))
             begin = index
     found = Repeat(repeat.start - best[1] * repeat.period, repeat.period, best[0])
-    return found if found.count >= 2 and _saved(found) >= LEAST_SAVED else None
+    return found if found.saved >= LEAST_SAVED else None

@@ -50,7 +50,7 @@ def plan(gm: fx.GraphModule) -> Plan | None:
     repeats = find_repeats(calls)
     if not repeats:
         return None
-    cutter = _Cutter(gm, calls)
+    cutter = _Cutter(gm)
     at = 0
     for repeat in repeats:
         complete = cutter.stretch(calls[at : repeat.start]) and cutter.repeat(
@@ -119,7 +119,7 @@ def _raise_writes(graph: fx.Graph) -> None:
 class _Cutter:
     """Makes modules and their calls, stretch by stretch."""
 
-    def __init__(self, gm: fx.GraphModule, calls: Sequence[fx.Node]) -> None:
+    def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
         self.symbols = {
             val.node.expr: node
@@ -208,9 +208,3 @@ def _symbols(item: Any) -> set[Any]:
     if isinstance(item, list | tuple):
         return set().union(*map(_symbols, item))
     return set(free_symbols(item)) if isinstance(item, Tensor | torch.SymInt) else set()
-
-
-def strides_of(node: Any) -> tuple[Any, ...] | None:
-    """A graph output's strides, None for what is no tensor."""
-    item = value(node) if isinstance(node, fx.Node) else None
-    return tuple(item.stride()) if isinstance(item, Tensor) else None

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch._guards import TracingContext
 
 from qcompile.graph import value
-from qcompile.regions.segments import Plan, strides_of
+from qcompile.regions.segments import Plan
 
 Compile = Callable[[fx.GraphModule, list[Any], list[int]], Callable[[list[Any]], Sequence[Any]]]
 
@@ -33,7 +33,7 @@ def compile_parts(gm: fx.GraphModule, plan: Plan, inputs: Sequence[Any], static:
     assert isinstance(outputs, list | tuple)
     context = TracingContext.try_get()
     if context is not None and context.output_strides is not None:
-        context.output_strides.extend(strides_of(node) for node in outputs)
+        context.output_strides.extend(_strides(node) for node in outputs)
     names: dict[str, Any] = {}
     for number, function in enumerate(called):
         _enter(names, f"module_{number}", function)
@@ -41,6 +41,12 @@ def compile_parts(gm: fx.GraphModule, plan: Plan, inputs: Sequence[Any], static:
     function = names["call"]
     function._boxed_call = True
     return function
+
+
+def _strides(node: Any) -> tuple[Any, ...] | None:
+    """A graph output's strides, None for what is no tensor."""
+    item = value(node) if isinstance(node, fx.Node) else None
+    return tuple(item.stride()) if isinstance(item, Tensor) else None
 
 
 def _enter(names: dict[str, Any], name: str, compiled: Any) -> None:

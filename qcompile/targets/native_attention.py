@@ -1,13 +1,12 @@
 """Fake kernel of our attention operator, and what a platform lacks for it."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from qcompile.kernels import Reasons
 from qcompile.platform import Platform
 from qcompile.targets import native
+from qcompile.targets.native_ops import missing_op
 
 NAME = "native.attention"
 FEW_QUERIES = 64  # as kFewQueries of csrc/cpu/binding_attention.cpp
@@ -28,21 +27,12 @@ def _fake_attention(
     return torch.empty_like(q)
 
 
-@cache
-def _unregistered() -> str | None:
-    """None when the operator is there and has its fake kernel; otherwise the reason why not."""
-    if not hasattr(torch.ops.qcompile, "native_attention"):
-        return "qcompile's C++ kernels were built before this one was added: install qcompile again"
-    torch.library.register_fake("qcompile::native_attention", _fake_attention)
-    return None
-
-
 def missing(where: Platform) -> Reasons:
     """What this platform lacks for our attention kernel; empty: it runs here (and the operator has its fake kernel)."""
     reasons = native.missing(where)
     if reasons or where.simulated:
         return reasons
-    reason = _unregistered()
+    reason = missing_op("native_attention", _fake_attention)
     return () if reason is None else (reason,)
 
 

@@ -1,13 +1,12 @@
 """Fake kernel of our dense product for few rows, and what a platform lacks for it."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from qcompile.kernels import Reasons
 from qcompile.platform import Platform
 from qcompile.targets import native
+from qcompile.targets.native_ops import missing_op
 
 NAME = "native.dense"
 FEW_ROWS = 2  # as kMostDenseRows of csrc/cpu/dense.h: above, the operator itself calls PyTorch's product
@@ -17,21 +16,12 @@ def _fake_dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, level:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@cache
-def _unregistered() -> str | None:
-    """None when the operator is there and has its fake kernel; otherwise the reason why not."""
-    if not hasattr(torch.ops.qcompile, "native_dense_linear"):
-        return "qcompile's C++ kernels were built before this one was added: install qcompile again"
-    torch.library.register_fake("qcompile::native_dense_linear", _fake_dense_linear)
-    return None
-
-
 def missing(where: Platform) -> Reasons:
     """What this platform lacks for our dense product; empty: it runs here (and the operator has its fake kernel)."""
     reasons = native.missing(where)
     if reasons or where.simulated:
         return reasons
-    reason = _unregistered()
+    reason = missing_op("native_dense_linear", _fake_dense_linear)
     if reason is None and torch.ops.qcompile.native_isa(-1) == "generic":
         reason = "is not faster than PyTorch without the vector instructions of AVX2"
     return () if reason is None else (reason,)

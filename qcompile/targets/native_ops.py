@@ -1,5 +1,6 @@
 """Fake kernels of our own CPU operators, so that graphs with them can be traced without running them."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -74,6 +75,15 @@ def missing_ops() -> str | None:
         torch.ops.qcompile.native_isa(-1)
     except RuntimeError as error:  # QCOMPILE_ISA names a level that is not there
         return str(error).splitlines()[0]
+    return None
+
+
+@cache
+def missing_op(name: str, fake: Callable[..., Tensor]) -> str | None:
+    """None when the library has an operator that was added later, which then gets its fake kernel; otherwise why not."""
+    if not hasattr(torch.ops.qcompile, name):
+        return "qcompile's C++ kernels were built before this one was added: install qcompile again"
+    torch.library.register_fake(f"qcompile::{name}", fake)
     return None
 
 

@@ -67,8 +67,11 @@ class Machine:
 
 
 def measure(where: Platform, kernels: Iterable[Kernel]) -> Machine | None:
-    """Takes some 0.5 s. None without our compiled probes, and while other processes use the processor: a disturbed measurement
-    would be kept, and believed, for good."""
+    """Takes one to two seconds.
+
+    None without our compiled probes, and while other processes use the processor: a disturbed measurement would be kept, and
+    believed, for good.
+    """
     if missing_ops() is not None:
         return None
     start = time.perf_counter()
