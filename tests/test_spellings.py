@@ -1,6 +1,6 @@
 """The table of spellings: each is recognized for what it is, and the rewritten model gives the numbers of the eager one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +17,7 @@ LEAST_DB = 40.0
 linear = nn.functional.linear
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def run(model: Callable[..., Tensor], x: Tensor, **options: Any) -> tuple[Tensor, tuple[SiteReport, ...]]:

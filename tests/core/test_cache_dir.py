@@ -1,7 +1,7 @@
 """Option cache_dir: the next process maps what the last one packed, and is never given anything else."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,7 @@ NATIVE = find("native.int4").missing(platform())
 needs_native = pytest.mark.skipif(bool(NATIVE), reason="; ".join(NATIVE) or "-")
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture

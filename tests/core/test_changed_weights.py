@@ -1,7 +1,7 @@
 """A weight that changes after compilation gives the new result at the next call, however it was changed; or the change is loud."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,11 +30,7 @@ RUN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class Pair:

@@ -1,7 +1,6 @@
 """Dumps write every step into one folder; explanations and other platforms decide and run nothing."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,7 @@ from qcompile.report import SiteReport
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def run(model: Any, **options: Any) -> tuple[SiteReport, ...]:

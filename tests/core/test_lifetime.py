@@ -4,7 +4,6 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,12 +22,7 @@ EAGER: dict[str, Any] = {"rest": "eager", "kernels": ["reference"]}
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(model: Any, **options: Any) -> Any:

@@ -1,7 +1,6 @@
 """Every option does what it says, and nothing that goes wrong inside stops the user's model."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +23,7 @@ X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 EVERYTHING = tuple(TARGETS)
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def spelling(name: str) -> Spelling:

@@ -1,7 +1,6 @@
 """Changing batches and lengths cost one more compilation at most; empty inputs; gradients go to Inductor unchanged."""
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,7 @@ from qcompile.meaning import sqnr_db
 EAGER: dict[str, Any] = {"rest": "eager", "kernels": ["reference"]}
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compilations() -> int:

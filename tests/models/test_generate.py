@@ -1,6 +1,5 @@
 """transformers' own generate: with the back end named in its CompileConfig and a static cache, and with qcompile.compile."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,7 @@ transformers_library: Any = transformers
 TOKENS = 6
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def models(folder: Path) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Attention is found as PyTorch's operator and spelled out, rewritten only where proven equal and where the options allow it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,11 +21,7 @@ from qcompile.targets import native_attention
 Forward = Callable[..., Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def require() -> None:

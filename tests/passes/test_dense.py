@@ -1,6 +1,5 @@
 """Products of one or two rows with a dense bfloat16 weight are our own where the options allow it; all others are as they were."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +13,7 @@ from qcompile.platform import platform
 from qcompile.report import SiteReport, report
 from qcompile.targets import native_dense
 
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def require() -> None:

@@ -1,7 +1,6 @@
 """Whole models through the back end: equal layers are compiled once, results, caches and shapes are those of one graph."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,7 @@ from qcompile.meaning import sqnr_db
 WIDTH, DEPTH = 64, 14
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture
