@@ -68,7 +68,17 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
         part.report = replace(part.report, note=f"one call for {names}")
     report = replace(first.report, n=site.n, bytes_before=sum(part.report.bytes_before for part in parts))
     return GraphSite(
-        node, node, first.original, first.weight, first.leaves, first.proposal, site, report, parts=tuple(parts), cuts=tuple(cuts)
+        node,
+        node,
+        first.original,
+        first.weight,
+        first.leaves,
+        first.proposal,
+        site,
+        report,
+        first.recheck,
+        parts=tuple(parts),
+        cuts=tuple(cuts),
     )
 
 

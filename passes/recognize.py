@@ -7,15 +7,15 @@ from torch import fx
 
 from qcompile.activations import Rounded, recognize_activation
 from qcompile.cones import Reader, Reading
-from qcompile.graph import constant_nodes, evaluate, is_call, leaves_of, value
+from qcompile.graph import constant_nodes, is_call, leaves_of, value
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
-from qcompile.pipeline import GraphSite, Pass, Recheck, State
+from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.products import PRODUCTS, Product, find_product, low_bit_leaves, touches_low_bit
 from qcompile.raising import raise_product
+from qcompile.recheck import Recheck, unhealthy
 from qcompile.report import SiteReport
-from qcompile.store import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
     weight = product.weight if isinstance(product, Product) else _weight_operand(state, node, constant)
     low = low_bit_leaves(leaves_of(weight, state.constants)) if weight is not None else []
     if isinstance(product, Product) and low:
-        reading = _unhealthy(state, product) or reader.read(product)
+        reading = unhealthy(product, state.constants) or reader.read(product)
         if isinstance(reading, str):
+            state.declined_by_value = True
             _decline(state, node, _largest(low), reading)
         elif not state.burn():
             _decline(state, node, _largest(low), "the rewrite budget (option fuel) is used up")
@@ -54,16 +55,6 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
         state.dense.extend(state.constants[leaf].path for leaf in leaves_of(product.weight, state.constants)[:1])
     else:
         _decline_changing(state, node)
-
-
-def _unhealthy(state: State, product: Product) -> str:
-    """What is wrong with the constants that scale the result or are added to it, "" if nothing is."""
-    feed = {node: constant.tensor for node, constant in state.constants.items()}
-    for node, divides in product.post:
-        factor = evaluate([node], feed)[0].to(torch.float32)
-        if not bool(torch.isfinite(1 / factor if divides else factor).all()):
-            return "a factor after its product is NaN or infinite"
-    return ""
 
 
 def _weight_operand(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
@@ -103,6 +94,7 @@ def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
 
 
 def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | None) -> None:
+    recheck = Recheck.of(product, reading, rounded, state.constants)
     node, result = raise_product(state.graph, state.emit, product, reading, rounded)
     proposal = reading.proposal
     leaves = leaves_of(product.weight, state.constants)
@@ -140,13 +132,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
         bytes_before=sum(tensor.nbytes for tensor in tensors),
         identity=id(tensors[leaves.index(low)]),
     )
-    recheck = None
-    if reading.by_value or not proposal.symmetric:
-        copy = Recipe.of([product.weight, *reading.inputs], state.constants)
-        recheck = Recheck(copy.roots[0], product.transposed, copy.roots[1:], copy.inputs, copy.sources)
-    state.sites.append(
-        GraphSite(node, result, product.end, product.weight, tuple(leaves), proposal, site, row, reading.by_value, recheck)
-    )
+    state.sites.append(GraphSite(node, result, product.end, product.weight, tuple(leaves), proposal, site, row, recheck))
 
 
 def holds(state: State) -> list[str]:

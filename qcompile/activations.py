@@ -27,12 +27,23 @@ DYNAMIC = (
 
 
 class Rounded:
-    """The product's input is `quant` applied to `source`; scale and zero are constant nodes of a static one."""
+    """The product's input is `quant` applied to `source`; scale and zero are constant nodes of a static one.
 
-    __slots__ = ("quant", "scale", "source", "zero")
+    tried: found by running the region on probes, with the constants' present content.
+    """
 
-    def __init__(self, source: fx.Node, quant: ActivationQuant, scale: fx.Node | None = None, zero: fx.Node | None = None) -> None:
-        self.source, self.quant, self.scale, self.zero = source, quant, scale, zero
+    __slots__ = ("quant", "scale", "source", "tried", "zero")
+
+    def __init__(
+        self,
+        source: fx.Node,
+        quant: ActivationQuant,
+        scale: fx.Node | None = None,
+        zero: fx.Node | None = None,
+        *,
+        tried: bool = True,
+    ) -> None:
+        self.source, self.quant, self.scale, self.zero, self.tried = source, quant, scale, zero, tried
 
 
 def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
@@ -46,6 +57,7 @@ def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[
             ActivationQuant.parse(spec),
             scale if isinstance(scale, fx.Node) else None,
             zero if isinstance(zero, fx.Node) else None,
+            tried=False,
         )
     for source in _sources(x, constant):
         found = _probe(x, source, constant, constants)

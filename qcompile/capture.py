@@ -1,7 +1,7 @@
 """Finds out which inputs of a captured graph are constants, and what they are called in the user's model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,17 +54,26 @@ def path_of_source(name: str) -> str:
     return ".".join(steps)
 
 
-def aot_constants(graph: fx.Graph, gm: fx.GraphModule, outer: dict[int, Constant]) -> dict[fx.Node, Constant]:
-    """The same constants as inputs of the ATen graph that AOTAutograd made of `gm`."""
+def aot_constants(graph: fx.Graph, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> dict[fx.Node, Constant]:
+    """The same constants as inputs of the ATen graph that AOTAutograd made of `gm`; outer: those of gm's inputs, by number."""
     found: dict[fx.Node, Constant] = {}
     for node in graph.find_nodes(op="placeholder"):
-        constant = _resolve(node.meta.get("desc"), gm, outer)
+        constant = resolve(node.meta.get("desc"), gm, outer)
         if constant is not None:
             found[node] = constant
     return found
 
 
-def _resolve(desc: Any, gm: fx.GraphModule, outer: dict[int, Constant]) -> Constant | None:
+def number_of(desc: Any) -> int | None:
+    """The number of gm's input that an input of the ATen graph is, or is a part of; None if it is none."""
+    kind = type(desc).__name__
+    if kind == "SubclassGetAttrAOTInput":
+        return number_of(desc.base)
+    return desc.idx if kind == "PlainAOTInput" else None
+
+
+def resolve(desc: Any, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> Constant | None:
+    """The constant that AOTAutograd's description of an input stands for, None if it is none."""
     kind = type(desc).__name__
     if kind == "PlainAOTInput":
         return outer.get(desc.idx)
@@ -72,7 +81,7 @@ def _resolve(desc: Any, gm: fx.GraphModule, outer: dict[int, Constant]) -> Const
         tensor = _attribute(gm, desc.target)
         return Constant(desc.target, tensor) if isinstance(tensor, Tensor) else None
     if kind == "SubclassGetAttrAOTInput":
-        base = _resolve(desc.base, gm, outer)
+        base = resolve(desc.base, gm, outer)
         inner = getattr(base.tensor, desc.attr, None) if base is not None else None
         return Constant(f"{base.path}.{desc.attr}", inner) if base is not None and isinstance(inner, Tensor) else None
     return None

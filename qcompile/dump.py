@@ -9,6 +9,7 @@ from pathlib import Path
 from qcompile.drawing import draw
 from qcompile.graph import to_text
 from qcompile.pipeline import GraphSite, State
+from qcompile.regions.segments import Plan
 from qcompile.report import Report, SiteReport
 from qcompile.report_text import joined_paths
 
@@ -22,12 +23,16 @@ _OURS = (
     "packing.txt",
     "graph.dot",
     "graph.svg",
+    "regions.txt",
 )
 _begun: set[Path] = set()  # folders that this process has written into
 
 
 class Dump:
     """Writes into folder/graph_NNN; with no folder every method does nothing. A file that cannot be written is only logged.
+
+    Of a graph that was compiled in regions each piece of code has its own folder, graph_NNN_region_M; folder graph_NNN then has the
+    decisions about all layers, and in regions.txt which piece runs when.
 
     What an earlier process dumped into the folder is removed first.
 
@@ -37,8 +42,9 @@ class Dump:
     packing.txt                             every packed constant: where from, how many bytes, by which recipe
     """
 
-    def __init__(self, folder: Path | None, number: int) -> None:
-        self.folder = None if folder is None else Path(folder) / f"graph_{number:03d}"
+    def __init__(self, folder: Path | None, number: int, region: int | None = None) -> None:
+        name = f"graph_{number:03d}" + ("" if region is None else f"_region_{region}")
+        self.folder = None if folder is None else Path(folder) / name
 
     def observe(self, number: int, name: str, when: str, state: State) -> None:
         if self.folder is not None:
@@ -47,9 +53,7 @@ class Dump:
     def decisions(self, rows: Sequence[SiteReport], state: State) -> None:
         if self.folder is None:
             return
-        given = Report.of(rows)
-        self._write("decisions.txt", given.text(verbose=True))
-        self._write("decisions.json", given.to_json())
+        given = self._report(rows)
         self._write("packing.txt", "\n".join(_packing(state)) + "\n")
         try:
             sites = {(site.node if site.kernel else site.original).name: _drawn(site) for site in state.sites}
@@ -57,6 +61,22 @@ class Dump:
             draw(state.gm, sites, self.folder / "graph", constants, given.summary)
         except Exception:  # a drawing is never worth a failure
             log.warning("the drawing of %s could not be made", self.folder, exc_info=True)
+
+    def regions(self, rows: Sequence[SiteReport], plan: Plan) -> None:
+        """The decisions about all layers of a graph that was compiled in regions, and the order of the regions."""
+        if self.folder is None:
+            return
+        self._report(rows)
+        lines = [
+            f"{place:3d}  region {part.module}  makes {', '.join(map(str, part.outputs))}" for place, part in enumerate(plan.parts)
+        ]
+        self._write("regions.txt", "\n".join([str(plan), *lines, ""]))
+
+    def _report(self, rows: Sequence[SiteReport]) -> Report:
+        given = Report.of(rows)
+        self._write("decisions.txt", given.text(verbose=True))
+        self._write("decisions.json", given.to_json())
+        return given
 
     def _write(self, name: str, text: str) -> None:
         assert self.folder is not None
@@ -73,7 +93,7 @@ def _forget_earlier(folder: Path) -> None:
     if folder.absolute() in _begun:
         return
     _begun.add(folder.absolute())
-    for graph in folder.glob("graph_[0-9][0-9][0-9]"):
+    for graph in [*folder.glob("graph_[0-9][0-9][0-9]"), *folder.glob("graph_[0-9][0-9][0-9]_region_*")]:
         for pattern in _OURS:
             for path in graph.glob(pattern):
                 path.unlink()

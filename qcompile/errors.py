@@ -61,7 +61,8 @@ class UnservedError(QCompileError, RuntimeError):
     """`fallback="error"`: at least one quantized linear got no kernel."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        body = "".join(f"\n  {line}" for line in lines)
+        self.lines = tuple(lines)
+        body = "".join(f"\n  {line}" for line in self.lines)
         super().__init__(
             f'quantized linears without a kernel, and fallback="error" was asked for:{body}\n'
             'Use fallback="dense" (the default) or fallback="packed" to run them anyway.'

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -19,22 +19,10 @@ from qcompile.readers import Proposal
 from qcompile.report import SiteReport
 
 if TYPE_CHECKING:
+    from qcompile.recheck import Recheck
     from qcompile.store import Recipe
 
 log = logging.getLogger(__name__)
-
-
-class Recheck(NamedTuple):
-    """What it takes to read a weight again after its content changed: a copy of its cone, apart from the graph.
-
-    sources: the copy's inputs; origins: the constants of the captured graph that they stand for.
-    """
-
-    weight: fx.Node
-    transposed: bool
-    inputs: tuple[fx.Node, ...]
-    sources: tuple[fx.Node, ...]
-    origins: tuple[fx.Node, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +34,7 @@ class GraphSite:
     original    what computed the result before; `lower` puts that back if no kernel takes the site
     weight      the node of the original graph that is the dense weight operand (what fallback="dense" folds)
     leaves      the raw constants of the weight
-    proposal    what was accepted; by_value: for these values only, not for every value of the leaves; then `recheck` reads again
+    proposal    what was accepted; recheck: asks whether it also holds for other content of the constants
     site        what eligibility rules see; kernel: the decision
     parts, cuts the linears that `fuse` joined into this one, and the slices of its result that stand for theirs
     """
@@ -59,8 +47,7 @@ class GraphSite:
     proposal: Proposal
     site: Site
     report: SiteReport
-    by_value: bool = False
-    recheck: "Recheck | None" = None
+    recheck: "Recheck"
     kernel: Kernel | None = None
     parts: tuple["GraphSite", ...] = ()
     cuts: tuple[fx.Node, ...] = ()
@@ -79,7 +66,7 @@ class GraphSite:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folded:
-    """A constant that `fold` made: result number `index` of the recipe. by_value: see GraphSite."""
+    """A constant that `fold` made: result number `index` of the recipe."""
 
     recipe: "Recipe"
     index: int
@@ -98,6 +85,7 @@ class State:
     constants: dict[fx.Node, Constant] = field(default_factory=dict)
     sites: list[GraphSite] = field(default_factory=list)
     declined: list[SiteReport] = field(default_factory=list)
+    declined_by_value: bool = False  # for what the constants hold, not only for what the graph does with them
     others: list[SiteReport] = field(default_factory=list)  # decisions about what is no quantized linear (attention, dense)
     dense: list[str] = field(default_factory=list)  # paths of dense linears, which are left alone
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why

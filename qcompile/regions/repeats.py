@@ -1,7 +1,7 @@
 """Finds stretches of a graph that repeat: the same operators on the same shapes with the same edges, copy after copy."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from qcompile.graph import value
-
 # Below this many nodes saved, one more entry into compiled code per step is not worth it.
 LEAST_SAVED = 40
 # Equal operators may have other edges; then the next best period is looked at, up to this many.
 MOST_TRIED = 8
 _NODE = "<node>"
+# Products by the names that torch's functions, methods and operators have for them: nothing is fused into those but what we fuse.
+_PRODUCTS = frozenset(["linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,8 +39,11 @@ class Repeat:
         return [range(at, at + self.period) for at in range(self.start, self.stop, self.period)]
 
 
-def find_repeats(nodes: Sequence[fx.Node]) -> list[Repeat]:
-    """The repeats among these nodes (in topological order, calls only), from first to last; they do not overlap."""
+def find_repeats(nodes: Sequence[fx.Node], looks: Callable[[fx.Node], Any]) -> list[Repeat]:
+    """The repeats among these nodes (in topological order, calls only), from first to last; they do not overlap.
+
+    looks(node): what compiled code assumes of a value that comes from outside a copy.
+    """
     at = {node: index for index, node in enumerate(nodes)}
     numbers: dict[Any, int] = {}
     labels = torch.tensor([numbers.setdefault(_label(node), len(numbers)) for node in nodes])
@@ -49,11 +52,16 @@ def find_repeats(nodes: Sequence[fx.Node]) -> list[Repeat]:
     while open_ranges:
         low, high = open_ranges.pop()
         cut = (_well_cut(nodes, at, best, high, labels) for best in _candidates(labels, low, high))
-        repeat = next((same for best in cut if (same := _same_edges(nodes, at, best)) is not None), None)
+        repeat = next((same for best in cut if (same := _same_edges(nodes, at, best, looks)) is not None), None)
         if repeat is not None:
             found.append(repeat)
             open_ranges += [(low, repeat.start), (repeat.stop, high)]
     return sorted(found)
+
+
+def example(node: fx.Node) -> Any:
+    """The fake value that Dynamo (or, in an ATen graph, AOTAutograd) noted for a node."""
+    return node.meta.get("example_value", node.meta.get("val"))
 
 
 def signature(item: Any) -> Any:
@@ -74,8 +82,8 @@ def arguments(node: fx.Node) -> list[fx.Node]:
 
 def _label(node: fx.Node) -> Any:
     skeleton = map_arg((node.args, dict(node.kwargs)), lambda _: _NODE)
-    unique = node.name if node.op != "call_function" else ""
-    return str(node.target), repr(skeleton), signature(value(node)), unique
+    unique = node.name if node.op not in {"call_function", "call_method"} else ""
+    return node.op, str(node.target), repr(skeleton), signature(example(node)), unique
 
 
 def _candidates(labels: Tensor, low: int, high: int) -> list[Repeat]:
@@ -93,9 +101,10 @@ def _candidates(labels: Tensor, low: int, high: int) -> list[Repeat]:
 
 
 def _well_cut(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat, high: int, labels: Tensor) -> Repeat:
-    """The same repeat, begun where a cut costs least: behind a call that nothing is fused into, with little crossing.
+    """The same repeat, begun where a cut costs least: not among products that read one input and become one call, behind a
+    product, with little crossing.
 
-    Inductor fuses element-wise work into loops, never into foreign calls; a cut behind such a call loses no fusion.
+    Inductor fuses element-wise work into loops, never into products; a cut behind such a call loses no fusion.
     """
     stop = repeat.stop
     while stop < high and labels[stop] == labels[stop - repeat.period]:
@@ -103,42 +112,51 @@ def _well_cut(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repea
     starts = range(repeat.start, min(repeat.start + repeat.period, stop))
     candidates = (Repeat(start, repeat.period, (stop - start) // repeat.period) for start in starts)
 
-    def cost(candidate: Repeat) -> tuple[bool, int, int]:
+    def cost(candidate: Repeat) -> tuple[int, bool, int, int]:
         inner = candidate.start + candidate.period  # the first cut between two copies
-        return not _is_foreign(nodes[inner - 1]), -candidate.count, _crossing(nodes, at, candidate.period, inner)
+        crossing = _crossing(nodes, at, candidate.period, inner)
+        split = sum(_parts_products(node, at, inner) for node in crossing)
+        return split, not _is_product(nodes[inner - 1]), -candidate.count, sum(map(_bytes, crossing))
 
     return min((candidate for candidate in candidates if candidate.saved >= LEAST_SAVED), key=cost, default=repeat)
 
 
-def _is_foreign(node: fx.Node) -> bool:
+def _is_product(node: fx.Node) -> bool:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    products = {"mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "_scaled_dot_product_flash_attention_for_cpu"}
-    return target.namespace not in {"aten", "prims"} or target.overloadpacket.__name__ in products
+    if isinstance(target, torch._ops.OpOverload):
+        name = target.overloadpacket.__name__
+        return name in _PRODUCTS or name.startswith("_scaled_dot_product")
+    return (target if isinstance(target, str) else getattr(target, "__name__", "")) in _PRODUCTS
 
 
-def _crossing(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], period: int, cut: int) -> int:
-    """Bytes made within a period before the cut and read behind it."""
-    total = 0
-    for node in nodes[max(cut - period, 0) : cut]:
-        item = value(node)
-        if isinstance(item, Tensor) and any(at.get(user, len(nodes)) >= cut for user in node.users):
-            total += item.element_size() * math.prod(_hint(size) for size in item.shape)
-    return total
+def _crossing(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], period: int, cut: int) -> list[fx.Node]:
+    """What is made within a period before the cut and read behind it."""
+    return [node for node in nodes[max(cut - period, 0) : cut] if any(at.get(user, len(nodes)) >= cut for user in node.users)]
+
+
+def _parts_products(node: fx.Node, at: Mapping[fx.Node, int], cut: int) -> bool:
+    """Whether products on both sides of the cut read this value."""
+    places = [at[user] >= cut for user in node.users if user in at and _is_product(user)]
+    return any(places) and not all(places)
+
+
+def _bytes(node: fx.Node) -> int:
+    item = example(node)
+    return item.element_size() * math.prod(_hint(size) for size in item.shape) if isinstance(item, Tensor) else 0
 
 
 def _hint(size: Any) -> int:
     return size if isinstance(size, int) else 64  # only cuts of one graph are compared
 
 
-def _same_edges(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat) -> Repeat | None:
+def _same_edges(
+    nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repeat, looks: Callable[[fx.Node], Any]
+) -> Repeat | None:
     """The longest stretch of copies whose edges agree too: inside a copy by place, from outside by what the value looks like."""
 
     def shape_of(copy: range) -> Any:
         return [
-            [at[arg] - copy.start if at.get(arg, -1) in copy else signature(value(arg)) for arg in arguments(nodes[index])]
-            for index in copy
+            [at[arg] - copy.start if at.get(arg, -1) in copy else looks(arg) for arg in arguments(nodes[index])] for index in copy
         ]
 
     shapes = [shape_of(copy) for copy in repeat.copies()]

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from qcompile.graph import aten, is_call, value
-from qcompile.regions.repeats import Repeat, arguments, find_repeats
+from qcompile.regions.repeats import Repeat, arguments, example, find_repeats, signature
 
 log = logging.getLogger(__name__)
+
+# Calls that make nothing and change nothing a later part could miss.
+_HARMLESS = frozenset(["_log_api_usage_once", "_check", "_check_is_size", "_assert_async", "_assert_scalar", "sym_constrain_range"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,84 +39,52 @@ class Plan:
         return ", ".join(f"{repeat.count} regions of {repeat.period} nodes" for repeat in self.repeats)
 
 
-def plan(gm: fx.GraphModule) -> Plan | None:
-    """How to compute the graph region by region, or None: nothing repeats, or it could not be done safely.
+class _UncutError(Exception):
+    """The graph has to stay in one piece; the message says why."""
 
-    The graph is left as it is, but for writes to its inputs, which move up to where their value is known.
+
+def plan(gm: fx.GraphModule, inputs: Sequence[Any]) -> Plan | None:
+    """How to compute a graph that Dynamo captured region by region, or None: nothing repeats, or it has to stay in one piece.
+
+    inputs: the graph's example inputs. Every module keeps its calls in their order, those that write included, so what the modules
+    compute in turn is what the graph computes; what has to be asked once they are compiled is in `qcompile.regions.aliasing`.
     """
-    odd = next((node for node in gm.graph.nodes if not _is_plain(node)), None)
-    if odd is not None:
-        log.debug("not cut into regions because of %s", odd.format_node())
-        return None
-    _raise_writes(gm.graph)
     calls = [node for node in gm.graph.nodes if node.op not in {"placeholder", "output"}]
-    repeats = find_repeats(calls)
+    placeholders = list(gm.graph.find_nodes(op="placeholder"))
+    given = {node: _of_input(node, item) for node, item in zip(placeholders, inputs, strict=True)}
+    repeats = find_repeats(calls, lambda node: given[node] if node in given else signature(example(node)))
     if not repeats:
         return None
     cutter = _Cutter(gm)
     at = 0
-    for repeat in repeats:
-        complete = cutter.stretch(calls[at : repeat.start]) and cutter.repeat(
-            [calls[copy.start : copy.stop] for copy in repeat.copies()]
-        )
-        if not complete:
-            return None
-        at = repeat.stop
-    if not cutter.stretch(calls[at:]):
+    try:
+        for repeat in repeats:
+            cutter.stretch(calls[at : repeat.start])
+            cutter.repeat([calls[copy.start : copy.stop] for copy in repeat.copies()])
+            at = repeat.stop
+        cutter.stretch(calls[at:])
+    except _UncutError as error:
+        log.info("not cut into regions: %s", error)
         return None
     return Plan(tuple(cutter.modules), tuple(cutter.parts), tuple(repeats))
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Not among them: calls that write (but to the graph's inputs), draw random numbers, or carry a graph of their own."""
-    if node.op in {"placeholder", "output"} or _is_write(node):
-        return True
-    target = node.target
-    if node.op != "call_function" or _is_unbacked(value(node)):
-        return False
-    if isinstance(target, torch._ops.OpOverload):
-        return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
-    return not isinstance(target, torch._ops.HigherOrderOperator)
+def _of_input(node: fx.Node, item: Any) -> Any:
+    """What compiled code assumes of an input of the graph, beside its looks: what kind of tensor it is, what it consists of."""
+    if not isinstance(item, Tensor):
+        return signature(example(node))
+    fixed = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type")
+    flags = (item.requires_grad, item.is_inference(), item.is_conj(), item.is_neg(), str(item.layout))
+    return signature(example(node)), type(item), fixed, flags, _inside(item)
 
 
-def _is_unbacked(item: Any) -> bool:
-    return isinstance(item, Tensor | torch.SymInt) and bool(free_unbacked_symbols(item))
-
-
-def _is_write(node: fx.Node) -> bool:
-    """Whether the node gives an input of the graph a new value, as AOTAutograd does at the end of a graph."""
-    if not is_call(node, aten.copy_.default) or any(user.op != "output" for user in node.users):
-        return False
-    return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
-
-
-def _views(node: fx.Node) -> set[fx.Node]:
-    """The node and everything that shows the same memory."""
-    found = {node}
-    stack = [node]
-    while stack:
-        for user in stack.pop().users:
-            if user not in found and user.op == "call_function" and _shares(user.target):
-                found.add(user)
-                stack.append(user)
-    return found
-
-
-def _shares(target: Any) -> bool:
-    """Whether the result may show an argument's memory; operator.getitem and the like may."""
-    return not isinstance(target, torch._ops.OpOverload) or any(item.alias_info for item in target._schema.returns)
-
-
-def _raise_writes(graph: fx.Graph) -> None:
-    """Move each write to an input of the graph behind the value it writes, if nothing reads the old content after that."""
-    position = {node: index for index, node in enumerate(graph.nodes)}
-    for write in [node for node in graph.nodes if _is_write(node)]:
-        target, source = write.args[0], write.args[1]
-        if not isinstance(source, fx.Node) or source.op != "call_function" or write.users:
-            continue
-        readers = {user for item in _views(target) for user in item.users} - {write}
-        if all(position[reader] <= position[source] for reader in readers):
-            source.append(write)
+def _inside(item: Tensor) -> Any:
+    """The parts of a tensor subclass; its own description of them has to be equal, too."""
+    if not is_traceable_wrapper_subclass(item):
+        return None
+    names, context = item.__tensor_flatten__()  # type: ignore[attr-defined]
+    parts = [getattr(item, name) for name in names]
+    return repr(context), [(name, type(part), signature(part), _inside(part)) for name, part in zip(names, parts, strict=True)]
 
 
 class _Cutter:
@@ -124,34 +95,35 @@ class _Cutter:
         self.symbols = {
             val.node.expr: node
             for node in gm.graph.find_nodes(op="placeholder")
-            if isinstance(val := value(node), torch.SymInt) and val.node.expr.is_Symbol
+            if isinstance(val := example(node), torch.SymInt) and val.node.expr.is_Symbol
         }
         self.modules: list[fx.GraphModule] = []
         self.parts: list[Part] = []
 
-    def stretch(self, nodes: Sequence[fx.Node]) -> bool:
-        return not nodes or self.repeat([nodes])
+    def stretch(self, nodes: Sequence[fx.Node]) -> None:
+        """One module for these nodes."""
+        if nodes:
+            self.repeat([nodes])
 
-    def repeat(self, copies: Sequence[Sequence[fx.Node]]) -> bool:
-        """One module for all copies (already known to be equal); False if they cannot be cut out."""
+    def repeat(self, copies: Sequence[Sequence[fx.Node]]) -> None:
+        """One module for all copies, which are already known to be equal."""
+        _keeps_the_state(copies[0])
         reads = self._reads(copies)
-        if reads is None:
-            return False
-        inputs = [[row[number] for row in reads] for number in range(len(copies))]
-        if not all(_unshared(copy, given) for copy, given in zip(copies, inputs, strict=True)):
-            return False
         outside = [{user for node in copy for user in node.users} - set(copy) for copy in copies]
         made = [
             index
             for index in range(len(copies[0]))
             if any(set(copy[index].users) & others for copy, others in zip(copies, outside, strict=True))
         ]
+        for node in (*(read[0] for read in reads), *(copies[0][index] for index in made)):
+            if not _can_cross(example(node)):
+                raise _UncutError(f"{node.format_node()} would cross from one region into another")
         self.modules.append(self._module(copies, reads, made))
-        for copy, given in zip(copies, inputs, strict=True):
-            self.parts.append(Part(len(self.modules) - 1, tuple(given), tuple(copy[index] for index in made)))
-        return True
+        for number, copy in enumerate(copies):
+            inputs = tuple(read[number] for read in reads)
+            self.parts.append(Part(len(self.modules) - 1, inputs, tuple(copy[index] for index in made)))
 
-    def _reads(self, copies: Sequence[Sequence[fx.Node]]) -> dict[tuple[fx.Node, ...], int] | None:
+    def _reads(self, copies: Sequence[Sequence[fx.Node]]) -> dict[tuple[fx.Node, ...], int]:
         """The inputs, numbered: what each copy reads from outside at one place. Places are one input if all copies read alike."""
         reads: dict[tuple[fx.Node, ...], int] = {}
         inner = set(copies[0])
@@ -159,9 +131,9 @@ class _Cutter:
             for read in zip(*(arguments(node) for node in nodes), strict=True):
                 if read[0] not in inner:
                     reads.setdefault(read, len(reads))
-        symbols = set().union(*(_symbols(value(node)) for node in [*copies[0], *(read[0] for read in reads)]))
-        if not symbols <= set(self.symbols):
-            return None
+        symbols = set().union(*(_symbols(example(node)) for node in [*copies[0], *(read[0] for read in reads)]))
+        if unknown := symbols - set(self.symbols):
+            raise _UncutError(f"{', '.join(map(str, unknown))}: no input of the graph tells that size")
         # A module learns sizes from its arguments; for those that no argument shows plainly the size itself is one.
         for symbol in sorted(symbols, key=str):
             reads.setdefault((self.symbols[symbol],) * len(copies), len(reads))
@@ -173,12 +145,10 @@ class _Cutter:
         graph = fx.Graph()
         given = []
         for read, number in reads.items():
-            given.append(graph.placeholder(f"arg{number}_1"))
-            given[-1].meta = {key: read[0].meta[key] for key in ("val", "tensor_meta") if key in read[0].meta}
+            given.append(graph.placeholder(f"{read[0].name}_{number}"))
+            given[-1].meta = dict(read[0].meta)
         inner: dict[fx.Node, fx.Node] = {}
-        places = list(zip(*copies, strict=True))
-        # Writes go last, where AOTAutograd puts them too: Inductor then writes in place.
-        for nodes in sorted(places, key=lambda nodes: _is_write(nodes[0])):
+        for nodes in zip(*copies, strict=True):
             # By place, not by node: the first copy may read one node at two places where others read two.
             found = [
                 inner[read[0]] if read[0] in inner else given[reads[read]]
@@ -186,25 +156,33 @@ class _Cutter:
             ]
             following = iter(found)
             inner[nodes[0]] = graph.node_copy(nodes[0], lambda _, following=following: next(following))  # type: ignore[misc]
-        outputs = [copies[0][index] for index in made]
-        last = graph.output(tuple(inner[node] for node in outputs))
-        # The next part was planned for these strides.
-        last.meta["user_visible_output_idxs"] = [index for index, node in enumerate(outputs) if isinstance(value(node), Tensor)]
+        graph.output(tuple(inner[copies[0][index]] for index in made))
         graph.lint()
         return fx.GraphModule(self.gm, graph)
 
 
-def _unshared(nodes: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> bool:
-    """Whether no input that is written is given a second time, or as a view: its compiled code could read too late."""
-    for write in (node for node in nodes if _is_write(node)):
-        target: Any = write.args[0]
-        shared = _views(target)
-        if sum(item in shared for item in inputs) > 1:
-            return False
-    return True
+def _can_cross(item: Any) -> bool:
+    """Whether a value can be an input or a result of compiled code: tensors and sizes that are known when it is compiled."""
+    return isinstance(item, Tensor | torch.SymInt) and not free_unbacked_symbols(item)
+
+
+def _keeps_the_state(nodes: Sequence[fx.Node]) -> None:
+    """Raises if a part may leave the interpreter in another state (gradients, autocast, transforms) than it found it in."""
+    depth = 0
+    grad = torch.is_grad_enabled()
+    for node in nodes:
+        name = getattr(node.target, "__name__", str(node.target))
+        if name == "_set_grad_enabled":
+            grad = bool(node.args[0])
+        elif name in {"_enter_autocast", "_exit_autocast"}:
+            depth += 1 if name == "_enter_autocast" else -1
+        elif node.op == "call_function" and example(node) is None and name not in _HARMLESS:
+            raise _UncutError(f"{node.format_node()} may change a state that outlives a region")
+    if grad != torch.is_grad_enabled() or depth:
+        raise _UncutError("a region would leave gradients or autocast in another state than it found them in")
 
 
 def _symbols(item: Any) -> set[Any]:
     if isinstance(item, list | tuple):
         return set().union(*map(_symbols, item))
-    return set(free_symbols(item)) if isinstance(item, Tensor | torch.SymInt) else set()
+    return set(free_symbols(item)) - set(free_unbacked_symbols(item)) if isinstance(item, Tensor | torch.SymInt) else set()

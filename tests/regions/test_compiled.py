@@ -26,8 +26,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[regions.Plan | None]:
     found: list[regions.Plan | None] = []
     plan = regions.plan
 
-    def spy(gm: Any) -> regions.Plan | None:
-        found.append(plan(gm))
+    def spy(gm: Any, inputs: Any) -> regions.Plan | None:
+        found.append(plan(gm, inputs))
         return found[-1]
 
     monkeypatch.setattr(regions, "plan", spy)
@@ -54,7 +54,7 @@ def test_one_piece_can_be_asked_for(plans: list[regions.Plan | None]) -> None:
 
 
 def test_a_failure_to_cut_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise RuntimeError("no plan today")
 
     monkeypatch.setattr(regions, "plan", fail)
@@ -121,10 +121,10 @@ def test_compiled_code_is_found_on_disk_the_next_time() -> None:
 
     x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
     with torch.no_grad(), fresh_cache():
-        for expected in ("fxgraph_cache_miss", "fxgraph_cache_hit"):
+        for again in (False, True):
             model = Stack(DEPTH, WIDTH)  # other weights: compiled code does not depend on them
             torch._dynamo.reset()
             counters.clear()
             assert sqnr_db(model(x), torch.compile(model, backend="qcompile")(x)) >= 30
             found = {name: count for name, count in counters["inductor"].items() if name.startswith("fxgraph_cache")}
-            assert set(found) == {expected}
+            assert ("fxgraph_cache_miss" in found) is not again, found

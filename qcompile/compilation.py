@@ -1,0 +1,257 @@
+"""One ATen graph on its way: the pipeline, the decisions about it, its dump, and the hand-over to Inductor or to the interpreter."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext
+from torch.utils._python_dispatch import _disable_current_modes
+
+from qcompile.capture import aot_constants, number_of, resolve
+from qcompile.dump import Dump
+from qcompile.emit import Emitter
+from qcompile.errors import QCompileError
+from qcompile.graph import Constant, hint, value
+from qcompile.options import Options
+from qcompile.passes import PIPELINE
+from qcompile.pipeline import State, check_equality, run
+from qcompile.platform import platform
+from qcompile.release import releasable
+from qcompile.report import SiteReport, record
+from qcompile.runner import Packed, Runner
+
+log = logging.getLogger(__name__)
+
+# Inductor turns products of one row into sums of products while tracing; we need to see the products.
+_PRODUCT_DECOMPOSITIONS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")
+
+
+def inductor_decompositions() -> dict[Any, Any]:
+    """Inductor's table without those that hide a matrix product."""
+    from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415 - Inductor is slow to import
+
+    table = select_decomp_table()
+    return {
+        target: rule
+        for target, rule in table.items()
+        if getattr(target, "name", str)().split(".")[0] not in _PRODUCT_DECOMPOSITIONS
+    }
+
+
+class Compilation:
+    """Compiles the ATen graph that AOTAutograd makes of `gm`. As a qcompile.regions.Region it is what became of one module.
+
+    outer      the constants among gm's inputs, by number
+    number     of the graph that Dynamo captured; dump: where files about this one go
+    busy       numbers of gm's inputs that others read, too, so that they are never released
+    explained  decide only: what comes back computes nothing
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        outer: Mapping[int, Constant],
+        options: Options,
+        *,
+        number: int,
+        dump: Dump,
+        busy: set[int] | None = None,
+        explained: bool = False,
+    ) -> None:
+        self.gm, self.outer, self.options, self.number, self.dump = gm, outer, options, number, dump
+        self.busy, self.explained = busy or set(), explained
+        self.rows: list[SiteReport] = []
+        self.writes: list[int] = []
+        self.folded: list[int] = []
+        self.by_value = False
+        self.direct = False  # AOTAutograd does nothing around this graph
+        self.made: Callable[[list[Any]], Any] | None = None
+        self.call: Callable[[list[Any]], Any] = _unfinished
+        self._descriptions: list[Any] = []  # of the constants that something was folded from
+        self._runner: Runner | None = None
+
+    def compile(self, gm: fx.GraphModule, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The compiled graph; boxed. kwargs: what Inductor passes to its inner compiler, nothing if AOTAutograd calls."""
+        self._look_around(gm)
+        self.made = self._compile(gm, list(inputs), kwargs)
+        return self.made
+
+    def constants(self, given: Mapping[int, Constant]) -> list[Constant]:
+        """The constants that something was folded from, looked up among these inputs of gm."""
+        found = [resolve(description, self.gm, given) for description in self._descriptions]
+        return [item for item in found if item is not None]
+
+    def adopt(self, given: Mapping[int, Constant]) -> str:
+        """Serve a layer with these constants, too; or the reason why this code does not fit them."""
+        if self._runner is None:
+            return ""
+        leaves = self.constants(given)
+        if len(leaves) != len(self._descriptions):
+            return "an input of it is no constant"
+        with _disable_current_modes(), torch.no_grad():
+            try:
+                return self._runner.adopt(leaves)
+            except Exception as error:  # it gets code of its own, where the report tells what is wrong
+                log.debug("adopting %s", leaves[0].path, exc_info=True)
+                return f"{leaves[0].path}: {type(error).__name__}: {error}"
+
+    def _look_around(self, gm: fx.GraphModule) -> None:
+        """What AOTAutograd does around the graph: which inputs are written to, and whether its wrapper may be left out."""
+        context = TracingContext.try_get()
+        meta: Any = None if context is None else context.fw_metadata
+        if meta is None:
+            return
+        self.writes = [number for number, info in enumerate(meta.input_info) if info.mutates_data or info.mutates_metadata]
+        given = len(list(self.gm.graph.find_nodes(op="placeholder")))
+        if self.writes and len(meta.input_info) != given:  # inputs were merged: any may be meant
+            self.writes = list(range(given))
+        graph_inputs = [number_of(node.meta.get("desc")) for node in gm.graph.find_nodes(op="placeholder")]
+        outputs = next(iter(gm.graph.find_nodes(op="output"))).args[0]
+        self.direct = (
+            graph_inputs == list(range(len(meta.input_info)))
+            and all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in gm.graph.find_nodes(op="placeholder"))
+            and len(outputs) == len(meta.output_info)
+            and meta.num_mutated_inp_runtime_indices == 0
+            and meta.num_outputs_aliased == 0
+            and meta.num_intermediate_bases == 0
+            and not meta.tokens
+            and not torch._C._is_any_autocast_enabled()
+        )
+
+    def _compile(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+        pristine = copy.deepcopy(gm.graph)
+        pristine_gm = fx.GraphModule(gm, pristine)
+        placeholders = list(gm.graph.find_nodes(op="placeholder"))
+        position = {node: index for index, node in enumerate(placeholders)}
+        state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
+        state.fuel = self.options.fuel
+        state.emit = Emitter({} if self._is_eager(kwargs) else inductor_decompositions())
+        try:
+            # Tracing is still going on around us: without this, constants' values could not be computed.
+            with _disable_current_modes(), torch.no_grad():
+                run(PIPELINE, state, self.dump.observe, check_equality(state) if self.options.check else None)
+            rewritten = bool(state.folded) or any(row.kernel for row in state.others)
+            runner = self._made_runner(state, pristine_gm, position, inputs, kwargs) if rewritten else None
+        except QCompileError:
+            raise
+        except Exception as error:  # ours, so the user's graph is compiled as it came
+            what = f"the graph is compiled unchanged: {type(error).__name__}: {error}"
+            log.warning("graph %d: %s", self.number, what)
+            log.debug("rewriting failed", exc_info=True)
+            self._record([SiteReport(module=f"graph {self.number}", declined=what)], state)
+            return self._hand_over(pristine_gm, inputs, kwargs)
+        self._record([*(row for site in state.sites for row in site.rows()), *state.declined, *state.others], state)
+        self.by_value = state.declined_by_value
+        return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
+
+    @staticmethod
+    def _is_eager(kwargs: dict[str, Any]) -> bool:
+        return not kwargs  # Inductor passes its own arguments, AOTAutograd alone passes none
+
+    def _record(self, decided: Sequence[SiteReport], state: State) -> None:
+        self.rows = [replace(row, graph=self.number) for row in decided]
+        try:
+            self.dump.decisions(self.rows, state)
+        except Exception:  # what is written about a graph must not stop it
+            log.warning("graph %d: its dump could not be written", self.number, exc_info=True)
+
+    def _made_runner(
+        self, state: State, pristine: fx.GraphModule, position: dict[fx.Node, int], inputs: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        nodes = list(state.graph.find_nodes(op="placeholder"))
+        kept = [position[node] for node in nodes if node in position]
+        folded = [state.folded[node] for node in nodes if node in state.folded]
+        packed = [Packed(item.recipe, item.index, item.site) for item in folded]
+        raw = dict.fromkeys(source for item in folded for source in item.recipe.sources)
+        parts = [part for site in state.sites if site.kernel is not None for part in site.parts or (site,)]
+        raw.update(dict.fromkeys(origin for part in parts for origin in part.recheck.origins))
+        order = [*[node for node in nodes if node in position], *[node for node in nodes if node in state.folded]]
+        _reorder(state.graph, order)
+        state.gm.recompile()
+        new_inputs = [*(inputs[index] for index in kept), *(value(node) for node in nodes if node in state.folded)]
+        if "static_input_idxs" in kwargs:
+            static = set(kwargs["static_input_idxs"])
+            known = [at for at, index in enumerate(kept) if index in static]
+            kwargs = {**kwargs, "static_input_idxs": [*known, *range(len(kept), len(new_inputs))]}
+        compiled = self._hand_over(state.gm, new_inputs, kwargs)
+        free: set[fx.Node] = set()
+        if self.options.release and not self.explained:
+            captured = list(pristine.graph.find_nodes(op="placeholder"))
+            free = {
+                node
+                for node in raw
+                if not node.users and releasable(captured[position[node]]) and number_of(node.meta.get("desc")) not in self.busy
+            }
+            if len(free) < len(raw):
+                log.info(
+                    "%d tensors stay: a bias, or read by the model's own code, which would crash without them", len(raw) - len(free)
+                )
+        rows = [row for site in state.sites for row in site.rows()]
+        watched = {node: position[node] for node in raw}
+        self._descriptions = [node.meta.get("desc") for node in raw]
+        self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
+        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
+        runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded])
+        self._runner = runner
+        return runner
+
+    def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+        if self.explained:
+            return _zeros(gm)
+        if self._is_eager(kwargs):
+            return _boxed(gm)
+        from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
+
+        # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
+        return compile_fx_inner(gm, inputs, **{**kwargs, "get_decomp_fn": inductor_decompositions})
+
+
+def _unfinished(_: list[Any]) -> Any:
+    raise AssertionError("called before it was compiled")
+
+
+def _record_again(rows: Sequence[SiteReport], number: int, sets: int) -> None:
+    """Rows of layers that run code compiled for others; Dynamo does not say what they are called."""
+    note = f"runs the code of graph {number} with its own weights, set {sets}"
+    record([replace(row, graph=number, identity=(number, sets, row.identity), note=note) for row in rows])
+
+
+def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:
+    """Put the graph's inputs into this order, before everything else."""
+    for node in reversed(order):
+        first = next(iter(graph.nodes))
+        if node is not first:
+            first.prepend(node)
+
+
+def _boxed(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    def call(args: list[Any]) -> Any:
+        given = list(args)
+        args.clear()
+        return gm(*given)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _zeros(gm: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    """Runs nothing: outputs have the right shapes and are zero."""
+    outputs = [value(node) if isinstance(node, fx.Node) else node for node in next(iter(gm.graph.find_nodes(op="output"))).args[0]]
+
+    def call(args: list[Any]) -> Any:
+        args.clear()
+        return [_zero(item) for item in outputs]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _zero(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return torch.zeros([hint(size) for size in item.shape], dtype=item.dtype, device=item.device)
+    return hint(item)

@@ -1,0 +1,95 @@
+"""Recognizes a linear again when its constants have other content: a changed weight, or the same place of an equal layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.activations import Rounded, recognize_activation
+from qcompile.cones import Reader, Reading
+from qcompile.errors import ReleasedWeightError
+from qcompile.graph import Constant, constant_nodes, evaluate, is_released, subgraph
+from qcompile.kernels import Kernel, Site
+from qcompile.products import Product
+from qcompile.store import Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recheck:
+    """A copy, apart from the graph, of all that recognition looked at, and what it found.
+
+    product    the product on the copy's nodes
+    x, source  the rounded input on the copy's nodes and what was rounded, if that was found by trying and constants have a part in it
+    inputs     constants of the copy; origins: those of the captured graph that they stand for
+    """
+
+    product: Product
+    reading: tuple[object, ...]
+    x: fx.Node | None
+    source: fx.Node | None
+    rounding: tuple[object, ...]
+    inputs: tuple[fx.Node, ...]
+    origins: tuple[fx.Node, ...]
+
+    @staticmethod
+    def of(product: Product, reading: Reading, rounded: Rounded | None, constants: Mapping[fx.Node, Constant]) -> "Recheck":
+        roots = [product.weight, *(factor for factor, _ in product.post)]
+        extra: dict[fx.Node, Constant] = {}
+        if rounded is not None and rounded.tried:
+            roots.append(product.x)
+            extra = {rounded.source: Constant("the input", torch.empty(0))}
+        copy = Recipe.of(roots, {**constants, **extra})
+        pairs = dict(zip(copy.sources, copy.inputs, strict=True))
+        source = pairs.pop(rounded.source, None) if rounded is not None and extra else None
+        factors = [(node, divides) for node, (_, divides) in zip(copy.roots[1:], product.post, strict=False)]
+        mine = replace(product, weight=copy.roots[0], post=factors)
+        x = copy.roots[-1] if source is not None and _reads_any(copy.roots[-1], source, set(pairs.values())) else None
+        found = Recheck(mine, _of_reading(reading), x, source, (), tuple(pairs.values()), tuple(pairs))
+        return replace(found, rounding=found._rounding({pairs[node]: constants[node] for node in pairs}))
+
+    def problem(self, given: Mapping[fx.Node, Constant], site: Site, kernel: Kernel) -> str:
+        """Why what was recognized does not hold for these contents of `origins`, or the kernel does not take them; "" if it does."""
+        constants = {node: given[origin] for node, origin in zip(self.inputs, self.origins, strict=True)}
+        released = any(is_released(constant.tensor) for constant in constants.values())
+        try:
+            reading = ("" if released else unhealthy(self.product, constants)) or Reader(constants).read(self.product)
+            if isinstance(reading, str):
+                return reading
+            if _of_reading(reading) != self.reading:
+                return "its content reads differently"
+            if not released and self._rounding(constants) != self.rounding:
+                return "its input is rounded differently"
+        except ReleasedWeightError:
+            raise
+        except Exception as error:  # new shapes or contents that the code itself rejects
+            return f"its content cannot be read: {type(error).__name__}: {error}"
+        return ", ".join(kernel.refuses(replace(site, zero_range=reading.zero_range)))
+
+    def _rounding(self, constants: Mapping[fx.Node, Constant]) -> tuple[object, ...]:
+        """How the input is rounded with these constants, in terms of the copy's nodes."""
+        if self.x is None or self.source is None:
+            return ()
+        graph = self.x.graph
+        known = {node: constant for node, constant in constants.items() if node is not self.source}
+        found = recognize_activation(self.x, constant_nodes(graph, known), known)
+        return () if found is None else (found.source, found.quant, found.scale, found.zero)
+
+
+def _reads_any(x: fx.Node, source: fx.Node, constants: set[fx.Node]) -> bool:
+    """Whether constants have a part in what lies between the source and x."""
+    return any(not constants.isdisjoint(node.all_input_nodes) for node in subgraph([x], {source, *constants}))
+
+
+def _of_reading(reading: Reading) -> tuple[object, ...]:
+    return reading.key, reading.proposal.act_order, reading.scale_dtype
+
+
+def unhealthy(product: Product, constants: Mapping[fx.Node, Constant]) -> str:
+    """What is wrong with the constants that scale the result, "" if nothing is."""
+    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
+    for node, divides in product.post:
+        factor = evaluate([node], feed)[0].to(torch.float32)
+        if not bool(torch.isfinite(1 / factor if divides else factor).all()):
+            return "a factor after its product is NaN or infinite"
+    return ""
