@@ -22,9 +22,9 @@ ROUNDS = 300
 def main(count: int) -> None:
     graph = torch.fx.Graph()
     tensors = [torch.randint(0, 256, (SIZE,), dtype=torch.uint8) for _ in range(count)]
-    watched = {graph.placeholder(f"w{index}"): (index, Constant(f"w{index}", tensor)) for index, tensor in enumerate(tensors)}
+    watched = {graph.placeholder(f"w{index}"): index for index in range(count)}
     runner = Runner(lambda args: args, [], [], watched, lambda args: args)
-    runner.remember(tensors, [])
+    runner.begin([Constant(f"w{index}", tensor) for index, tensor in enumerate(tensors)], [])
 
     def check() -> None:
         raw = runner.pick(tensors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, regions
+from qcompile import cones, head_start, regions
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation, inductor_decompositions
 from qcompile.dump import Dump
@@ -64,9 +64,9 @@ def compile_graph(
         return call
     record(graph.rows, graph.number)
     if graph.rows:
-        given = Report.of(graph.rows)
-        log.info("graph %d: %s", graph.number, given.summary)
         try:
+            given = Report.of(graph.rows)
+            log.info("graph %d: %s", graph.number, given.summary)
             emit_trace(given)
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: its report could not be written", graph.number, exc_info=True)
@@ -81,6 +81,7 @@ class _Graph:
         self.number = next(_numbers)
         self.constants = dynamo_constants(gm, inputs)
         self.rows: list[SiteReport] = []
+        self.verified: dict[Any, tuple[str, float | None]] = {}
 
     @property
     def may_be_cut(self) -> bool:
@@ -134,7 +135,16 @@ class _Graph:
     def _compilation(
         self, gm: fx.GraphModule, constants: Mapping[int, Constant], dump: Dump, busy: set[int] | None = None
     ) -> Compilation:
-        return Compilation(gm, constants, self.options, number=self.number, dump=dump, busy=busy, explained=self.explained)
+        return Compilation(
+            gm,
+            constants,
+            self.options,
+            number=self.number,
+            dump=dump,
+            busy=busy,
+            explained=self.explained,
+            verified=self.verified,
+        )
 
 
 def _through_inductor(
@@ -144,6 +154,7 @@ def _through_inductor(
     from torch._inductor import list_mode_options  # noqa: PLC0415 - Inductor is slow to import
     from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
+    head_start.begin()
     patches = {**_few_threads_for_small_loops(), **(list_mode_options(mode) if mode is not None else {})}
     if inner is None:
         return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[return-value]

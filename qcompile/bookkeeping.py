@@ -7,7 +7,7 @@ Boxed = Callable[[list[Any]], Sequence[Any]]
 
 
 def without_bookkeeping(compiled: Boxed, install: Callable[[Boxed], None]) -> Boxed:
-    """What to call first instead of `compiled`; after that call, which Inductor has to see, `install` gets what to call from then on.
+    """What to call instead of `compiled` until `install` gets something quicker: after the first call, which Inductor has to see.
 
     Inductor's bookkeeping takes some 20 microseconds a call: more than the rest of the Python code of a layer's decode step.
     """

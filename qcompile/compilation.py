@@ -1,4 +1,4 @@
-"""One ATen graph on its way: the pipeline, the decisions about it, its dump, and the hand-over to Inductor or to the interpreter."""
+"""One ATen graph on its way: the pipeline, the decisions about it, its dump, and the hand-over to Inductor or the interpreter."""
 
 import copy
 import logging
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompile import head_start
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -50,6 +51,7 @@ class Compilation:
     number     of the graph that Dynamo captured; dump: where files about this one go
     busy       numbers of gm's inputs that others read, too, so that they are never released
     explained  decide only: what comes back computes nothing
+    verified   what was proven about kernels in other parts of the same graph
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Compilation:
         dump: Dump,
         busy: set[int] | None = None,
         explained: bool = False,
+        verified: dict[Any, tuple[str, float | None]] | None = None,
     ) -> None:
         self.gm, self.outer, self.options, self.number, self.dump = gm, outer, options, number, dump
         self.busy, self.explained = busy or set(), explained
+        self.verified = {} if verified is None else verified
         self.rows: list[SiteReport] = []
         self.writes: list[int] = []
         self.folded: list[int] = []
@@ -130,6 +134,7 @@ class Compilation:
         position = {node: index for index, node in enumerate(placeholders)}
         state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
         state.fuel = self.options.fuel
+        state.verified = self.verified
         state.emit = Emitter({} if self._is_eager(kwargs) else inductor_decompositions())
         try:
             # Tracing is still going on around us: without this, constants' values could not be computed.
@@ -207,8 +212,10 @@ class Compilation:
             return _boxed(gm)
         from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
 
+        head_start.finish()
         # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
-        return compile_fx_inner(gm, inputs, **{**kwargs, "get_decomp_fn": inductor_decompositions})
+        settings: dict[str, Any] = {**kwargs, "get_decomp_fn": inductor_decompositions}
+        return compile_fx_inner(gm, inputs, **settings)
 
 
 def _unfinished(_: list[Any]) -> Any:

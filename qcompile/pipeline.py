@@ -91,6 +91,7 @@ class State:
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
     fuel: int | None = None
+    verified: dict[Any, tuple[str, float | None]] = field(default_factory=dict)  # what `choose` proved, for all parts of one graph
     emit: Emitter = field(default_factory=Emitter)
 
     @property

@@ -20,7 +20,7 @@ class Recheck:
     """A copy, apart from the graph, of all that recognition looked at, and what it found.
 
     product    the product on the copy's nodes
-    x, source  the rounded input on the copy's nodes and what was rounded, if that was found by trying and constants have a part in it
+    x, source  the rounded input on the copy's nodes and what was rounded, if that was found by trying constants' values
     inputs     constants of the copy; origins: those of the captured graph that they stand for
     """
 
@@ -49,7 +49,7 @@ class Recheck:
         return replace(found, rounding=found._rounding({pairs[node]: constants[node] for node in pairs}))
 
     def problem(self, given: Mapping[fx.Node, Constant], site: Site, kernel: Kernel) -> str:
-        """Why what was recognized does not hold for these contents of `origins`, or the kernel does not take them; "" if it does."""
+        """Why what was recognized does not hold for these contents of `origins`, or the kernel does not take them, or ""."""
         constants = {node: given[origin] for node, origin in zip(self.inputs, self.origins, strict=True)}
         released = any(is_released(constant.tensor) for constant in constants.values())
         try:

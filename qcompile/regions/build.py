@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -37,11 +37,16 @@ class Region(Protocol):
     by_value  whether a decision to leave a layer alone came from what its constants hold
     """
 
-    call: Boxed
-    rows: Sequence[SiteReport]
-    writes: Sequence[int]
-    folded: Sequence[int]
-    by_value: bool
+    @property
+    def call(self) -> Boxed: ...
+    @property
+    def rows(self) -> Sequence[SiteReport]: ...
+    @property
+    def writes(self) -> Sequence[int]: ...
+    @property
+    def folded(self) -> Sequence[int]: ...
+    @property
+    def by_value(self) -> bool: ...
 
     def constants(self, given: Mapping[int, Constant]) -> list[Constant]:
         """What it folded, looked up among these constant inputs."""
@@ -77,8 +82,10 @@ def build(
     assert isinstance(outputs, list | tuple)
     builder = _Builder(plan, dict(zip(placeholders, inputs, strict=True)), constants, compile_module)
     builder.run()
-    functions = [builder.regions[part].call for part in plan.parts]
-    return Built(stitch(placeholders, plan, outputs, functions), builder.rows, len(set(builder.regions.values())))
+    regions = list(dict.fromkeys(builder.regions.values()))
+    numbers = [regions.index(builder.regions[part]) for part in plan.parts]
+    call = stitch(placeholders, plan, outputs, [region.call for region in regions], numbers)
+    return Built(call, builder.rows, len(regions))
 
 
 class _Builder:
@@ -136,10 +143,10 @@ class _Builder:
 
     def _rows(self, region: Region, first: Part, part: Part) -> list[SiteReport]:
         """The decisions about `first` as those about an equal part."""
-        pairs = zip(region.constants(self._constants(first)), region.constants(self._constants(part)), strict=True)
-        pairs = [*self._pairs(first, part), *pairs]
+        folded = zip(region.constants(self._constants(first)), region.constants(self._constants(part)), strict=True)
+        pairs = [*self._pairs(first, part), *folded]
         names = Renaming.of(pairs)
-        same = {id(mine.tensor): id(theirs.tensor) for mine, theirs in pairs}
+        same: dict[Hashable, Hashable] = {id(mine.tensor): id(theirs.tensor) for mine, theirs in pairs}
         return [replace(row, module=names(row.module), identity=same.get(row.identity, row.identity)) for row in region.rows]
 
     def _examples(self, part: Part) -> list[Any]:

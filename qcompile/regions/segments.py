@@ -82,7 +82,7 @@ def _inside(item: Tensor) -> Any:
     """The parts of a tensor subclass; its own description of them has to be equal, too."""
     if not is_traceable_wrapper_subclass(item):
         return None
-    names, context = item.__tensor_flatten__()  # type: ignore[attr-defined]
+    names, context = item.__tensor_flatten__()
     parts = [getattr(item, name) for name in names]
     return repr(context), [(name, type(part), signature(part), _inside(part)) for name, part in zip(names, parts, strict=True)]
 

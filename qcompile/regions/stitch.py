@@ -11,17 +11,18 @@ from qcompile.regions.segments import Plan
 Boxed = Callable[[list[Any]], Sequence[Any]]
 
 
-def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], functions: Sequence[Boxed]) -> Callable[..., Any]:
+def stitch(
+    placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], functions: Sequence[Boxed], numbers: Sequence[int]
+) -> Callable[..., Any]:
     """A function of the graph's inputs that returns the tuple of its outputs.
 
-    functions: one for each part of the plan; each takes a list of its inputs, which it empties, and returns a list or tuple.
+    functions: each takes a list of its inputs, which it empties, and returns a list or tuple; numbers: which one each part calls.
     """
-    numbers = {id(function): number for number, function in enumerate(dict.fromkeys(functions))}
     names: dict[str, Any] = {}
-    for function in functions:
-        name = f"region_{numbers[id(function)]}"
+    for number, function in enumerate(functions):
+        name = f"region_{number}"
         names[name] = without_bookkeeping(function, lambda lean, name=name: names.update({name: lean}))  # type: ignore[misc]
-    text = source(placeholders, plan, outputs, [numbers[id(function)] for function in functions])
+    text = source(placeholders, plan, outputs, numbers)
     exec(compile(text, "<regions>", "exec"), names)  # our own text, straight calls
     call: Callable[..., Any] = names["call"]
     return call

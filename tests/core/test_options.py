@@ -282,7 +282,7 @@ def test_a_pack_that_fails_only_when_folding(register: Any) -> None:
 
 def _replace_pass(monkeypatch: pytest.MonkeyPatch, name: str, apply: Any) -> None:
     steps = tuple(replace(step, apply=apply) if step.name == name else step for step in pipeline_of.PIPELINE)
-    monkeypatch.setattr("qcompile.backend.PIPELINE", steps)
+    monkeypatch.setattr("qcompile.compilation.PIPELINE", steps)
 
 
 @pytest.mark.parametrize("rest", ["eager", "inductor"])
@@ -321,9 +321,9 @@ def test_a_pass_that_breaks_the_graph_is_noticed(monkeypatch: pytest.MonkeyPatch
         "qcompile.passes.recognize.recognize_activation",
         "qcompile.passes.choose.verify",
         "qcompile.store.Store.fetch",
-        "qcompile.backend.Runner",
+        "qcompile.compilation.Runner",
         "qcompile.backend.Report",
-        "qcompile.backend._reorder",
+        "qcompile.compilation._reorder",
     ],
 )
 def test_any_part_that_raises_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch, target: str) -> None:

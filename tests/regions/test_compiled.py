@@ -115,6 +115,73 @@ def test_caches_are_written_in_place(plans: list[regions.Plan | None], tmp_path:
     assert plans[-1] is not None and plans[-1].repeats[0].count >= 4
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_views_of_what_the_layers_write(late: bool) -> None:
+    """A view is made before all layers; each writes to its memory and reads the view in the same part or in the next one."""
+    model: Any = Stack(DEPTH, WIDTH)
+
+    def run(x: Tensor, *kept: Tensor) -> Tensor:
+        views = [item.t() for item in kept]
+        for layer, item, view in zip(model.layers, kept, views, strict=True):
+            item.index_copy_(0, torch.arange(3), x)
+            x = layer(x) + view.mean(1) if late else layer(x + view.mean(1))
+        return x
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, WIDTH, generator=generator, dtype=torch.bfloat16)
+    mine = [torch.randn(5, WIDTH, generator=generator, dtype=torch.bfloat16) * 0.1 for _ in range(DEPTH)]
+    theirs = [item.clone() for item in mine]
+    compiled: Any = torch.compile(run, backend="qcompile")
+    with torch.no_grad():
+        want, got = run(x, *theirs), compiled(x, *mine)
+    assert sqnr_db(want, got) >= 30
+    assert all(sqnr_db(left, right) >= 30 for left, right in zip(theirs, mine, strict=True))
+
+
+def test_a_layer_with_other_content_has_code_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Its scales cannot be used: it runs as it was written, the report says why, and all others are packed."""
+    model: Any = Stack(DEPTH, WIDTH)
+    odd = model.layers[DEPTH // 2].out
+    with torch.no_grad():
+        odd.weight_scale[0, 0] = float("inf")
+    x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="qcompile"):
+        compiled: Any = torch.compile(model, backend="qcompile")
+        want, got = model(x), compiled(x)
+    assert torch.equal(want.isfinite(), got.isfinite())
+    rows = {row.module: row for row in qcompile.report().sites}
+    assert len(rows) == 4 * DEPTH
+    refused = [name for name, row in rows.items() if row.kernel is None]
+    assert refused == [f"layers.{DEPTH // 2}.out"]
+    assert "NaN or infinity" in rows[refused[0]].declined
+    assert "code of its own" in caplog.text
+
+
+def test_every_layer_has_its_name_and_bytes_in_the_report() -> None:
+    model, x = Stack(DEPTH, WIDTH), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    run: Any = torch.compile(model, backend="qcompile")
+    with torch.no_grad():
+        run(x)
+        rows = qcompile.report().sites
+        run(torch.randn(5, WIDTH, dtype=torch.bfloat16))  # compiled again: the same rows
+    names = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.endswith("weight_packed")}
+    assert {row.module for row in rows} == names
+    assert {row.module for row in qcompile.report().sites} == names and len(qcompile.report().sites) == len(rows)
+    assert all(row.bytes_after > 0 and row.kernel for row in rows)
+
+
+def test_released_layers_serve_a_second_shape() -> None:
+    model: Any = Stack(DEPTH, WIDTH)
+    x, y = (torch.randn(rows, WIDTH, dtype=torch.bfloat16) for rows in (3, 6))
+    run: Any = torch.compile(model, backend="qcompile", dynamic=False, options={"release": True})
+    with torch.no_grad():
+        want = model(x), model(y)
+        got = run(x), run(y)
+        again = run(x)
+    assert all(sqnr_db(left, right) >= 30 for left, right in zip(want, got, strict=True))
+    assert torch.equal(again, got[0])
+
+
 def test_compiled_code_is_found_on_disk_the_next_time() -> None:
     from torch._dynamo.utils import counters  # noqa: PLC0415
     from torch._inductor.utils import fresh_cache  # noqa: PLC0415
