@@ -77,13 +77,18 @@ class Compilation:
         self.made: Callable[[list[Any]], Any] | None = None
         self.call: Callable[[list[Any]], Any] = _unfinished
         self._descriptions: list[Any] = []  # of the constants that something was folded from
-        self._runner: Runner | None = None
+        self._packer: Runner | None = None
 
     def compile(self, gm: fx.GraphModule, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The compiled graph; boxed. kwargs: what Inductor passes to its inner compiler, nothing if AOTAutograd calls."""
         self._look_around(gm)
         self.made = self._compile(gm, list(inputs), kwargs)
         return self.made
+
+    @property
+    def runner(self) -> Runner | None:
+        """What `call` is, if it is a Runner and nothing around it."""
+        return self._packer if self.direct else None
 
     def constants(self, given: Mapping[int, Constant]) -> list[Constant]:
         """The constants that something was folded from, looked up among these inputs of gm."""
@@ -92,14 +97,14 @@ class Compilation:
 
     def adopt(self, given: Mapping[int, Constant]) -> str:
         """Serve a layer with these constants, too; or the reason why this code does not fit them."""
-        if self._runner is None:
+        if self._packer is None:
             return ""
         leaves = self.constants(given)
         if len(leaves) != len(self._descriptions):
             return "an input of it is no constant"
         with _disable_current_modes(), torch.no_grad():
             try:
-                return self._runner.adopt(leaves)
+                return self._packer.adopt(leaves)
             except Exception as error:  # it gets code of its own, where the report tells what is wrong
                 log.debug("adopting %s", leaves[0].path, exc_info=True)
                 return f"{leaves[0].path}: {type(error).__name__}: {error}"
@@ -202,7 +207,7 @@ class Compilation:
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
         runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
         runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded])
-        self._runner = runner
+        self._packer = runner
         return runner
 
     def _hand_over(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:

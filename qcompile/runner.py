@@ -33,7 +33,7 @@ class Packed:
 
 
 @dataclass(slots=True, eq=False)
-class _Weights:
+class Weights:
     """One set of raw weights and what was packed from it. problem: why the packed form does not cover its content, or ""."""
 
     paths: tuple[str, ...]
@@ -65,6 +65,7 @@ class Runner:
         releasable: Collection[fx.Node] = (),
         serves_more: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self.code = compiled
         self.compiled = without_bookkeeping(compiled, partial(setattr, self, "compiled"))
         self.kept = tuple(kept)
         self.packed = tuple(packed)
@@ -76,7 +77,7 @@ class Runner:
         self.serves_more = serves_more
         self.known = 0  # layers whose code this is
         self.sets = 0
-        self.weights: dict[tuple[int, ...], _Weights] = {}
+        self.weights: dict[tuple[int, ...], Weights] = {}
 
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(args[position] for position in self.positions)
@@ -95,7 +96,7 @@ class Runner:
             self._remember(leaves, tensors)
         return problem
 
-    def _remember(self, leaves: Sequence[Constant], tensors: list[Tensor], problem: str = "") -> _Weights:
+    def _remember(self, leaves: Sequence[Constant], tensors: list[Tensor], problem: str = "") -> Weights:
         """From now on these packed tensors belong to these raw ones. Raw ones that nobody else reads are released, if asked for."""
         raw = [leaf.tensor for leaf in leaves]
         key = tuple(map(id, raw))
@@ -108,15 +109,17 @@ class Runner:
             if runner is not None and runner.weights.get(key) is weights:
                 del runner.weights[key]
 
-        weights = _Weights(tuple(leaf.path for leaf in leaves), tensors, Watch(raw, gone), problem)
+        weights = Weights(tuple(leaf.path for leaf in leaves), tensors, Watch(raw, gone), problem)
         self.weights[key] = weights
         return weights
 
-    def __call__(self, args: list[Any]) -> Any:
-        raw = self.pick(args)
+    def weights_of(self, raw: Sequence[Tensor]) -> Weights:
+        """What was packed from these raw weights, in the order of `positions`; packed again if one changed."""
         weights = self.weights.get(tuple(map(id, raw)))
-        if weights is None or not weights.watch.unchanged(raw):
-            weights = self._pack_again(raw, weights)
+        return weights if weights is not None and weights.watch.unchanged(raw) else self._pack_again(raw, weights)
+
+    def __call__(self, args: list[Any]) -> Any:
+        weights = self.weights_of(self.pick(args))
         if weights.problem:
             return self.original(args)
         inputs = [args[position] for position in self.kept]
@@ -124,7 +127,7 @@ class Runner:
         args.clear()
         return self.compiled(inputs)
 
-    def _pack_again(self, raw: Sequence[Tensor], before: _Weights | None) -> _Weights:
+    def _pack_again(self, raw: Sequence[Tensor], before: Weights | None) -> Weights:
         paths = next(iter(self.weights.values())).paths if before is None and self.weights else before.paths if before else ()
         leaves = [Constant(path, tensor) for path, tensor in zip(paths or map(str, self.nodes), raw, strict=True)]
         different = [True] * len(raw) if before is None else before.watch.changed(raw)

@@ -17,7 +17,7 @@ from qcompile.graph import Constant
 from qcompile.regions.names import Renaming
 from qcompile.regions.repeats import example
 from qcompile.regions.segments import Part, Plan
-from qcompile.regions.stitch import Boxed, stitch
+from qcompile.regions.stitch import Compiled, stitch
 from qcompile.report import SiteReport
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,15 @@ class SplitError(Exception):
     """The graph has to be compiled in one piece after all; the message says why."""
 
 
-class Region(Protocol):
+class Region(Compiled, Protocol):
     """A compiled module.
 
-    call    takes a list of the module's inputs, which it empties
     rows    the decisions about it
     writes  numbers of the inputs that it writes to
     folded  numbers of the inputs whose content became a part of it
     by_value  whether a decision to leave a layer alone came from what its constants hold
     """
 
-    @property
-    def call(self) -> Boxed: ...
     @property
     def rows(self) -> Sequence[SiteReport]: ...
     @property
@@ -82,10 +79,8 @@ def build(
     assert isinstance(outputs, list | tuple)
     builder = _Builder(plan, dict(zip(placeholders, inputs, strict=True)), constants, compile_module)
     builder.run()
-    regions = list(dict.fromkeys(builder.regions.values()))
-    numbers = [regions.index(builder.regions[part]) for part in plan.parts]
-    call = stitch(placeholders, plan, outputs, [region.call for region in regions], numbers)
-    return Built(call, builder.rows, len(regions))
+    regions = [builder.regions[part] for part in plan.parts]
+    return Built(stitch(placeholders, plan, outputs, regions), builder.rows, len(set(regions)))
 
 
 class _Builder:

@@ -1,47 +1,147 @@
-"""Writes the function that calls the parts of a plan in turn."""
+"""Writes the function that calls the parts of a plan in turn.
 
+What a part packed is a constant of it, and each of them would look at every call whether its raw weights are still the same. So
+there are two functions: one that asks about all weights of the graph at once and then calls compiled code with what was packed, and
+one that leaves it to each part, for weights that a part's packed form does not cover.
+"""
+
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
 from qcompile.regions.segments import Plan
+from qcompile.runner import Runner
+from qcompile.watch import Watch
 
 Boxed = Callable[[list[Any]], Sequence[Any]]
 
 
-def stitch(
-    placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], functions: Sequence[Boxed], numbers: Sequence[int]
-) -> Callable[..., Any]:
-    """A function of the graph's inputs that returns the tuple of its outputs.
+class Compiled(Protocol):
+    """A module's code. call takes a list of its inputs, which it empties; runner: what call is, if it packs and is nothing else."""
 
-    functions: each takes a list of its inputs, which it empties, and returns a list or tuple; numbers: which one each part calls.
-    """
-    names: dict[str, Any] = {}
-    for number, function in enumerate(functions):
-        name = f"region_{number}"
-        names[name] = without_bookkeeping(function, lambda lean, name=name: names.update({name: lean}))  # type: ignore[misc]
-    text = source(placeholders, plan, outputs, numbers)
+    @property
+    def call(self) -> Boxed: ...
+    @property
+    def runner(self) -> Runner | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What was packed for each part from one set of raw weights."""
+
+    watch: Watch
+    packed: tuple[list[Tensor], ...]
+
+
+class _Weights:
+    """All raw weights of a graph, and what its parts packed from them; one set for each model that runs this code."""
+
+    def __init__(self, plan: Plan, regions: Sequence[Compiled]) -> None:
+        self.readers: list[tuple[Runner, list[fx.Node]]] = []
+        for part, region in zip(plan.parts, regions, strict=True):
+            if region.runner is not None:
+                self.readers.append((region.runner, [part.inputs[place] for place in region.runner.positions]))
+        self.nodes = list(dict.fromkeys(node for _, nodes in self.readers for node in nodes))
+        self.ready: dict[tuple[int, ...], _Ready] = {}
+
+    def prepare(self, raw: Sequence[Tensor]) -> _Ready | None:
+        """What the parts packed from these weights, packed again where one changed; None if a part has to run unpacked."""
+        values = dict(zip(self.nodes, raw, strict=True))
+        found = [runner.weights_of([values[node] for node in nodes]) for runner, nodes in self.readers]
+        key = tuple(map(id, raw))
+        self.ready.pop(key, None)
+        if any(weights.problem for weights in found):
+            return None
+        this = weakref.ref(self)
+
+        def gone() -> None:
+            weights = this()
+            if weights is not None:
+                weights.ready.pop(key, None)
+
+        self.ready[key] = _Ready(Watch(raw, gone), tuple(weights.tensors for weights in found))
+        return self.ready[key]
+
+
+def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], regions: Sequence[Compiled]) -> Callable[..., Any]:
+    """A function of the graph's inputs that returns the tuple of its outputs; regions: the code of each part."""
+    weights = _Weights(plan, regions)
+    names: dict[str, Any] = {"ready": weights.ready, "prepare": weights.prepare}
+
+    def enter(name: str, code: Boxed) -> None:
+        names[name] = without_bookkeeping(code, lambda lean: names.update({name: lean}))
+
+    unique = list(dict.fromkeys(regions))
+    for number, region in enumerate(unique):
+        enter(f"region_{number}", region.call)
+        if region.runner is not None:
+            enter(f"code_{number}", region.runner.code)
+    numbers = [unique.index(region) for region in regions]
+    careful = [Step(f"region_{number}") for number in numbers]
+    quick = [
+        step if region.runner is None else Step(f"code_{number}", region.runner.kept)
+        for step, number, region in zip(careful, numbers, regions, strict=True)
+    ]
+    text = source("careful", placeholders, plan, outputs, careful)
+    text += source("call", placeholders, plan, outputs, quick, weights.nodes)
     exec(compile(text, "<regions>", "exec"), names)  # our own text, straight calls
     call: Callable[..., Any] = names["call"]
     return call
 
 
-def source(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], numbers: Sequence[int]) -> str:
-    """The text of `call`. Every value is let go before the last call that reads it, so that the call can free it."""
-    name = {node: f"a{number}" for number, node in enumerate(placeholders)}
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one part is called: the function's name, and the numbers of the inputs it takes before what was packed (None: all)."""
+
+    name: str
+    kept: tuple[int, ...] | None = None
+
+
+def source(
+    name: str,
+    placeholders: Sequence[fx.Node],
+    plan: Plan,
+    outputs: Sequence[Any],
+    steps: Sequence[Step],
+    weights: Sequence[fx.Node] = (),
+) -> str:
+    """The text of a function of the graph's inputs that takes these steps; weights: the raw ones it asks about first.
+
+    Every value is let go before the last call that reads it, so that the call can free it.
+    """
+    names = {node: f"a{number}" for number, node in enumerate(placeholders)}
+    given = ", ".join(names.values())
+    lines = [f"def {name}({given}):"]
+    if weights:
+        lines += [
+            f"    raw = ({', '.join(names[node] for node in weights)},)",
+            "    found = ready.get(tuple(map(id, raw)))",
+            "    if found is None or not found.watch.unchanged(raw):",
+            "        found = prepare(raw)",
+            "        if found is None:",
+            f"            return careful({given})",
+            "    del raw",
+        ]
     last = {node: number for number, part in enumerate(plan.parts) for node in part.inputs}
     last.update({node: len(plan.parts) for node in outputs if isinstance(node, fx.Node)})
-    lines = [f"def call({', '.join(name.values())}):"]
-    unused = [name[node] for node in placeholders if node not in last]
+    unused = [names[node] for node in placeholders if node not in last]
     lines += [f"    del {', '.join(unused)}"] if unused else []
-    for number, part in enumerate(plan.parts):
-        name.update({node: f"v{len(name) + index}" for index, node in enumerate(part.outputs)})
-        lines.append(f"    box = [{', '.join(name[node] for node in part.inputs)}]")
-        done = dict.fromkeys(name[node] for node in part.inputs if last[node] == number)
+    packed = 0
+    for number, (part, step) in enumerate(zip(plan.parts, steps, strict=True)):
+        names.update({node: f"v{len(names) + index}" for index, node in enumerate(part.outputs)})
+        taken = part.inputs if step.kept is None else [part.inputs[place] for place in step.kept]
+        box = [names[node] for node in taken]
+        if step.kept is not None:
+            box.append(f"*found.packed[{packed}]")
+            packed += 1
+        lines.append(f"    box = [{', '.join(box)}]")
+        done = dict.fromkeys(names[node] for node in part.inputs if last[node] == number)
         lines += [f"    del {', '.join(done)}"] if done else []
-        made = ", ".join(name[node] if node in last else "_" for node in part.outputs)
-        lines.append(f"    {made}{', = ' if made else ''}region_{numbers[number]}(box)")
-    results = ", ".join(name[item] if isinstance(item, fx.Node) else repr(item) for item in outputs)
-    return "\n".join([*lines, f"    return ({results}{',' if results else ''})", ""])
+        made = ", ".join(names[node] if node in last else "_" for node in part.outputs)
+        lines.append(f"    {made}{', = ' if made else ''}{step.name}(box)")
+    results = ", ".join(names[item] if isinstance(item, fx.Node) else repr(item) for item in outputs)
+    return "\n".join([*lines, f"    return ({results}{',' if results else ''})", "", ""])

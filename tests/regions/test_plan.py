@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompile.regions import Plan, SplitError, build, plan
 from qcompile.regions.repeats import LEAST_SAVED, example, find_repeats, signature
-from qcompile.regions.stitch import source
+from qcompile.regions.stitch import Step, source
 
 K = 8
 OPS = 12  # element-wise calls of a layer, so that a few layers are worth it
@@ -64,6 +64,7 @@ class Interpreted:
         self.module = module
         self.rows: list[Any] = []
         self.folded: list[int] = []
+        self.runner = None
         self.by_value = False
         given = list(module.graph.find_nodes(op="placeholder"))
         written = {
@@ -119,7 +120,8 @@ def test_values_are_let_go_before_their_last_reader_runs() -> None:
     assert found is not None
     output = next(iter(gm.graph.find_nodes(op="output"))).args[0]
     assert isinstance(output, list | tuple)
-    lines = source(list(gm.graph.find_nodes(op="placeholder")), found, output, [part.module for part in found.parts]).splitlines()
+    steps = [Step(f"region_{part.module}") for part in found.parts]
+    lines = source("call", list(gm.graph.find_nodes(op="placeholder")), found, output, steps).splitlines()
     for line, following in pairwise(lines):
         if line.strip().startswith("box") and "a2" in line:
             assert "a2" in following and following.strip().startswith("del")
