@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from qcompile.errors import UnservedError
 from qcompile.graph import is_released
@@ -16,6 +17,7 @@ from qcompile.store import STORE
 from qcompile.timing import ROWS, Times, times_for
 from qcompile.timing.order import Candidate, milliseconds, ordered, why_not
 from qcompile.verify import verify, verify_rewrite
+from qcompile.watch import Leaves
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,13 @@ _DENSE_GAIN = 1.05
 _PREDICTED_GAIN = 1.25  # a prediction may be that far off; below it there is nothing to tell
 _ROOM = 0.5  # of the memory may be taken by dense weights
 Verified = dict[tuple[str, Site], tuple[str, float | None]]
+# What the check of a kernel on the packed form of these raw weights said; the rewrite is checked in every graph.
+_proven: dict[tuple[Any, ...], tuple[tuple[str, float | None], Leaves]] = {}
+
+
+def forget() -> None:
+    """Forget what was proven."""
+    _proven.clear()
 
 
 def apply(state: State) -> None:
@@ -154,11 +163,17 @@ def _verified(state: State, site: GraphSite, kernel: Kernel, verified: Verified)
         result: tuple[str, float | None] = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
     else:
         leaves = recipe.pick(state.constants)
-        result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
-        if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
-            STORE.drop(recipe, leaves)
-            recipe.shelf = None
+        identity = (*key, recipe.key, *(leaf.identity for leaf in leaves))
+        before = _proven.get(identity)
+        if before is not None and before[1].same(leaves):  # in another graph of the same model
+            result = before[0]
+        else:
             result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+            if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
+                STORE.drop(recipe, leaves)
+                recipe.shelf = None
+                result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+            _proven[identity] = result, Leaves(leaves)
     verified[key] = result
     return result
 

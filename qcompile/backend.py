@@ -17,6 +17,7 @@ from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, QCompileError
 from qcompile.graph import Constant
 from qcompile.options import Options, resolve
+from qcompile.passes import choose
 from qcompile.report import Report, SiteReport, clear, emit_trace, record
 from qcompile.store import STORE
 
@@ -39,6 +40,7 @@ def reset() -> None:
     """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
     clear()
     cones.forget()
+    choose.forget()
     STORE.clear()
     _warned.clear()
 

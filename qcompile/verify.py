@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
-from qcompile.memory import trim
+from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
 from qcompile.products import through_views
 from qcompile.store import STORE, Recipe
@@ -77,6 +77,8 @@ def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> st
         least = min(item.numel() for item in rounds[0])
         if least == 0 or len(rounds) * least >= _LEAST_VALUES:
             break
+    for leaf in {leaf for part in parts for leaf in part.leaves}:
+        page_out(constants[leaf].tensor)
     values = [torch.stack(items) for items in zip(*rounds, strict=True)]
     for part, before, after in zip(parts, values, values[len(parts) :], strict=False):
         sqnr = sqnr_db(before, after) if bool(before.any()) or bool(after.any()) else float("inf")

@@ -10,6 +10,7 @@ from qcompile.readers.layouts import LAYOUTS, Packing, Stored
 
 # A parameter's path in the model, kept on the tensor itself so that an error can name it.
 NAME_ATTRIBUTE = "qcompile_name"
+_CHUNK_ELEMENTS = 1 << 22  # of the weight in float32, which would be by far the largest tensor here
 
 LIBRARY.define(
     "dequantize_packed(Tensor packed, Tensor scales, Tensor? zeros, Tensor? g_idx, str layout, int bits, int group, int n, int k, "
@@ -44,23 +45,24 @@ def _dequantize_packed(
     row = LAYOUTS[layout]
     # Without g_idx the unpacked columns keep their order, whatever the sizes of the groups are.
     found = row.unpack(Stored(packed, scales, zeros), Packing(bits, group, n, k))
-    if row.codebook:
-        table = torch.tensor(CODE_BOOKS[row.codebook], dtype=torch.float32, device=packed.device)
-        values = table[found.codes.long()]
-    else:
-        values = found.codes.to(torch.float32)
-    if g_idx is None:
-        values = values.reshape(n, k // group, group)
-        factors, points = found.scales[:, :, None], None if found.zeros is None else found.zeros[:, :, None]
-    else:
-        columns = g_idx.long()
-        factors, points = found.scales[:, columns], None if found.zeros is None else found.zeros[:, columns]
-    # In place: the weight in float32 is by far the largest tensor here.
-    if points is not None:
-        values -= points.to(torch.float32)
-    product = values.mul_(factors.to(torch.float32))
+    table = torch.tensor(CODE_BOOKS[row.codebook], dtype=torch.float32, device=packed.device) if row.codebook else None
+    columns = None if g_idx is None else g_idx.long()
     # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
-    return product.reshape(n, k).to(found.scales.dtype).to(dtype).contiguous()
+    dense = packed.new_empty((n, k), dtype=dtype)
+    rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
+    for start in range(0, n, rows):
+        span = slice(start, start + rows)
+        codes, factors, points = found.codes[span], found.scales[span], None if found.zeros is None else found.zeros[span]
+        values = codes.to(torch.float32) if table is None else table[codes.long()]
+        if columns is None:
+            values = values.reshape(len(codes), k // group, group)
+            factors, points = factors[:, :, None], None if points is None else points[:, :, None]
+        else:
+            factors, points = factors[:, columns], None if points is None else points[:, columns]
+        if points is not None:
+            values -= points.to(torch.float32)
+        dense[span] = values.mul_(factors.to(torch.float32)).reshape(-1, k).to(found.scales.dtype)
+    return dense
 
 
 def _dequantize_packed_fake(

@@ -77,7 +77,9 @@ def unpack_awq_words(words: Tensor, rows: int) -> Tensor:
 
 def signed(codes: Tensor, bits: int) -> Tensor:
     """Unsigned codes (any integer dtype wide enough) minus 2^(bits-1), as int8."""
-    return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+    if bits == 8:  # the same bits but for the highest one
+        return (codes.to(torch.uint8) ^ 0x80).view(torch.int8)
+    return codes.to(torch.int8) - (1 << (bits - 1))
 
 
 def unsigned(codes: Tensor, bits: int) -> Tensor:
