@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from torch import Tensor
 
 from qcompile.api import compile as compile_model
 from qcompile.cli.dense import make_dense
@@ -59,11 +61,10 @@ def measure(
     """Latencies in milliseconds and memory in bytes; "prefill" and "decode" (per token) for causal models, "forward" for others.
 
     model_bytes: parameters and buffers as loaded. resident_bytes: held at the end; peak_bytes: the most after loading (compilation
-    and runs); both without what the process held before. two_largest_bytes: the two largest packed layers dense, in bfloat16.
+    and runs); both without what Python and the libraries hold before loading. two_largest_bytes: the two largest packed layers
+    dense, in bfloat16.
     """
-    # The compiler's own modules are no part of the model: load them before counting.
-    compiler: Any = torch.compile
-    compiler(torch.neg, backend="inductor")(torch.zeros(2))
+    _load_libraries()
     before = resident()
     model = load_model(Path(folder))
     if way != "qcompile":
@@ -93,25 +94,48 @@ def measure(
     }
 
 
+def _load_libraries() -> None:
+    """Compile and run a tiny model, so that what Python and the libraries load for any model is there before memory is counted."""
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=8
+    )
+    library: Any = transformers
+    model = library.LlamaForCausalLM(config).eval()
+    model.compile(backend="inductor")
+    with torch.inference_mode():
+        _generate(model, torch.zeros((1, 2), dtype=torch.long), 2)
+    torch._dynamo.reset()
+
+
+def _generate(model: Any, ids: Tensor, count: int) -> list[float]:
+    """Seconds from the start to each of `count` tokens."""
+    stamps: list[float] = []
+
+    def stamp(given: Tensor, *_: Any, **__: Any) -> Tensor:
+        stamps.append(time.perf_counter())
+        return torch.zeros(len(given), dtype=torch.bool)
+
+    start = time.perf_counter()
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        cache_implementation="static",
+        pad_token_id=0,
+        stopping_criteria=[stamp],
+    )
+    return [at - start for at in stamps]
+
+
 def _causal(model: Any, prompt_tokens: int, tokens: int) -> dict[str, float]:
     ids = torch.randint(3, text_config(model.config).vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
-
-    def generate(count: int) -> Callable[[], object]:
-        return lambda: model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            cache_implementation="static",
-            pad_token_id=0,
-        )
-
-    first = _seconds(generate(tokens + 1))
-    generate(tokens + 1)()
-    prompt = _best(generate(1))
-    whole = _best(generate(tokens + 1))
-    return {"first_s": first, "prefill_ms": prompt * 1e3, "decode_ms": max(0.0, whole - prompt) / tokens * 1e3}
+    first = _generate(model, ids, tokens + 1)[-1]
+    _generate(model, ids, tokens + 1)
+    runs = [_generate(model, ids, tokens + 1) for _ in range(REPEATS)]
+    prefill, decode = min(run[0] for run in runs), min((run[-1] - run[0]) / tokens for run in runs)
+    return {"first_s": first, "prefill_ms": prefill * 1e3, "decode_ms": decode * 1e3}
 
 
 def _forward(model: Any, folder: str, prompt_tokens: int) -> dict[str, float]:
