@@ -1,11 +1,14 @@
 """Afterwards every site has a decision: its kernel, and for every other kernel the reasons why not."""
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
+from torch import fx
+
 from qcompile.errors import UnservedError
-from qcompile.graph import is_released
+from qcompile.graph import is_released, value
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels, selects
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
@@ -72,7 +75,7 @@ def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> 
             reasons[kernel.name] = against
         else:
             able[kernel.name] = kernel
-    candidates, unpredicted = _candidates(state, site.site, list(able.values()), times)
+    candidates, unpredicted = _candidates(state, site, list(able.values()), times)
     reasons |= unpredicted
     sqnr: float | None = None
     chosen: Candidate | None = None
@@ -96,20 +99,29 @@ def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> 
     )
 
 
-def _candidates(state: State, site: Site, able: list[Kernel], times: Times) -> tuple[list[Candidate], dict[str, Reasons]]:
+def _candidates(state: State, linear: GraphSite, able: list[Kernel], times: Times) -> tuple[list[Candidate], dict[str, Reasons]]:
     """The kernels with their times, best first; and what is against those whose time cannot be told."""
     found: list[Candidate] = []
     reasons: dict[str, Reasons] = {}
+    site, rows = linear.site, _rows(linear)
     measured = times.measured(site, able)
     for number, kernel in enumerate(able):
         try:
-            predicted = {m: times.predicted(kernel, site, m) for m in ROWS}
+            predicted = {m: times.predicted(kernel, site, m) for m in (*ROWS, rows or 1)}
+            form = "" if kernel.form is None else kernel.form(site)
         except Exception as error:  # as in _reasons
             reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
             continue
         places = (place for place, name in enumerate(state.options.kernels) if selects((name,), kernel))
-        found.append(Candidate(kernel.name, number, next(places, 0), predicted, measured.get(kernel.name, {})))
+        found.append(Candidate(kernel.name, number, next(places, 0), predicted, measured.get(kernel.name, {}), form, rows))
     return (ordered(found) if found else []), reasons
+
+
+def _rows(linear: GraphSite) -> int | None:
+    """How many rows of x this graph multiplies, None if that changes from call to call."""
+    x = linear.node.args[0]
+    sizes = value(x).shape[:-1] if isinstance(x, fx.Node) else ()
+    return max(1, math.prod(sizes)) if all(isinstance(size, int) for size in sizes) else None
 
 
 def _say_where_dense_wins(state: State, times: Times) -> None:

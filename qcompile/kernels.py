@@ -68,6 +68,8 @@ class Kernel:
     seconds   predicted time for m rows on this platform, for the order of choice
     activation  how the kernel itself rounds activations (None: exactly as the site says); verified against that
     default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
+    form      kernels whose form for a site is equal read the same packed tensors, so that each graph of a model may take the one
+              that is quickest for its number of rows without packing twice; None if no other kernel reads them
     retire_addresses  packed tensors must live at addresses that are never used again (a library that caches by address)
     layout    a text with all that the packed bytes depend on besides the operands, our own code and torch's version (the version of
               another library, the processor); None if they mean nothing to another process. Asked for by option cache_dir
@@ -81,6 +83,7 @@ class Kernel:
     seconds: Callable[[Site, int, Platform], float]
     activation: ActivationQuant | None = None
     default_activation: ActivationQuant = NO_ACTIVATION_QUANT
+    form: Callable[[Site], str] | None = None
     retire_addresses: bool = False
     layout: Callable[[], str] | None = None
 

@@ -5,7 +5,7 @@ import math
 import re
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rich.console import Console
@@ -189,7 +189,16 @@ def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
             layer = (key if site.identity is None else site.identity, site.module)
             # A layer that is called twice in one graph has two rows.
             met[layer] = met.get(layer, 0) + 1
-            _rows[(*layer, met[layer])] = site
+            place = (*layer, met[layer])
+            _rows[place] = _beside(_rows.get(place), site)
+
+
+def _beside(before: SiteReport | None, now: SiteReport) -> SiteReport:
+    """The new row of a layer; where another graph runs it with another kernel (for more rows, say), the note tells."""
+    if before is None or None in (before.kernel, now.kernel) or before.kernel == now.kernel or before.graph == now.graph:
+        return now
+    also = f"{before.kernel} in graph {before.graph}"
+    return replace(now, note=f"{now.note}; {also}" if now.note else also)
 
 
 def report() -> Report:

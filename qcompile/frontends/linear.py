@@ -1,11 +1,14 @@
 """Linear layers that keep their packed tensors and dequantize them in their forward, in one traceable call without graph breaks."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import NAME_ATTRIBUTE, dequantize_packed
+from qcompile.graph import is_released
 from qcompile.ops import fake_quantize
 
 
@@ -23,7 +26,7 @@ class Structure(NamedTuple):
     activation: str = "none"
 
 
-def _apply(
+def _product(
     x: Tensor,
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     spec: str,
@@ -40,11 +43,47 @@ def _apply(
     return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
-class PackedLinear(nn.Linear):
-    """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
+class FrontDoorLinear(nn.Linear):
+    """What all have in common: once their tensors are released, whatever would read them raises instead of crashing the process."""
 
     structure: Structure
     spec: str
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrontDoorLinear":
+        """As nn.Module: what .to(), .half() and so on are made of. A change that changes nothing is still none."""
+        for name, tensor in self._released():
+            probe = tensor.new_empty(0)
+            if fn(probe) is not probe:
+                raise ReleasedWeightError(name)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._need_all()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # copying and pickling
+        self._need_all()
+        return super().__reduce_ex__(protocol)
+
+    def extra_repr(self) -> str:
+        layout, bits, group, n, k, activation = self.structure
+        bias = self._parameters.get("bias") is not None
+        text = f"in_features={k}, out_features={n}, bias={bias}, layout={layout}, bits={bits}, group={group}"
+        return text if activation == "none" else f"{text}, activation={activation}"
+
+    def _released(self) -> list[tuple[str, Tensor]]:
+        tensors = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        return [(getattr(tensor, NAME_ATTRIBUTE, name), tensor) for name, tensor in tensors if is_released(tensor)]
+
+    def _need_all(self) -> None:
+        for name, _ in self._released():
+            raise ReleasedWeightError(name)
+
+
+class PackedLinear(FrontDoorLinear):
+    """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
+
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
@@ -78,15 +117,10 @@ class PackedLinear(nn.Linear):
         dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
         return dense
 
-    def extra_repr(self) -> str:
-        return _text(self)
 
-
-class ByteLinear(nn.Linear):
+class ByteLinear(FrontDoorLinear):
     """compressed-tensors' int-quantized layers: the parameter `weight` is int8 [N, K], with weight_scale and so on."""
 
-    structure: Structure
-    spec: str
     weight_scale: Tensor
     weight_zero_point: Tensor | None
     weight_g_idx: Tensor | None
@@ -96,21 +130,16 @@ class ByteLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         tensors = (self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx)
-        return _apply(input, tensors, self.spec, self.bias, self.input_scale, self.input_zero_point)
-
-    def extra_repr(self) -> str:
-        return _text(self)
+        return _product(input, tensors, self.spec, self.bias, self.input_scale, self.input_zero_point)
 
 
-class GroupedLinear(nn.Linear):
+class GroupedLinear(FrontDoorLinear):
     """GPTQ and AWQ layers: qweight, scales, and where they mean something qzeros and g_idx.
 
     used: whether qzeros and g_idx take part; both are kept for the state dict even where the data show that they say nothing
     (symmetric zero points, columns in order).
     """
 
-    structure: Structure
-    spec: str
     used: tuple[bool, bool]
     qweight: Tensor
     scales: Tensor
@@ -119,7 +148,7 @@ class GroupedLinear(nn.Linear):
     OPTIONAL = ("qzeros", "g_idx")
 
     def forward(self, input: Tensor) -> Tensor:
-        return _apply(input, self.stored(), self.spec, self.bias)
+        return _product(input, self.stored(), self.spec, self.bias)
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros, order = self.used
@@ -132,9 +161,6 @@ class GroupedLinear(nn.Linear):
         packed, scales, zeros, g_idx = self.stored()
         dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, scales.dtype)
         return dense
-
-    def extra_repr(self) -> str:
-        return _text(self)
 
 
 FRONT_DOOR_CLASSES = (PackedLinear, ByteLinear, GroupedLinear)
@@ -156,10 +182,3 @@ def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[Group
             module.register_parameter(name, None)
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         setattr(tensor, NAME_ATTRIBUTE, f"{path}.{name}" if path else name)
-
-
-def _text(module: PackedLinear | ByteLinear | GroupedLinear) -> str:
-    layout, bits, group, n, k, activation = module.structure
-    bias = module._parameters.get("bias") is not None
-    text = f"in_features={k}, out_features={n}, bias={bias}, layout={layout}, bits={bits}, group={group}"
-    return text if activation == "none" else f"{text}, activation={activation}"

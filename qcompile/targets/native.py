@@ -110,25 +110,26 @@ def _extras(weight: Operands) -> tuple[Tensor, ...]:
     return tuple(extras)
 
 
+def int4_group(site: Site) -> int:
+    """The group int4 packs with: where int4_a8 may run, too, its group, so that both read the same packed weight."""
+    return a8_group(site) if not refuses_int4_a8(site) else site.group
+
+
 def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(packed bytes, perm if any, bias if any)."""
-    packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
+    """(packed bytes, perm if any, bias if any), with every group cut into parts of `int4_group`."""
+    group = int4_group(site)
+    scales, zeros = weight.scales, weight.zeros
+    if group != site.group:
+        parts = site.group // group
+        scales = scales.repeat_interleave(parts, 1)
+        zeros = None if zeros is None else zeros.repeat_interleave(parts, 1)
+    packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, scales, zeros, group)
     return (packed, *_extras(weight))
 
 
 def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes, perm if any, bias if any, static scale if any, its zero point if any)."""
     packed = torch.ops.qcompile.native_int8_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
-    return (packed, *_extras(weight))
-
-
-def pack_int4_a8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """As pack_int4, with every group cut into parts of `a8_group`."""
-    group = a8_group(site)
-    parts = site.group // group
-    scales = weight.scales.repeat_interleave(parts, 1)
-    zeros = None if weight.zeros is None else weight.zeros.repeat_interleave(parts, 1)
-    packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, scales, zeros, group)
     return (packed, *_extras(weight))
 
 
@@ -146,7 +147,7 @@ def layout() -> str:
 
 def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     perm, bias, _ = _perm_bias(packed, site)
-    y: Tensor = torch.ops.qcompile.native_int4_linear.default(x, packed[0], perm, bias, site.n, site.k, site.group)
+    y: Tensor = torch.ops.qcompile.native_int4_linear.default(x, packed[0], perm, bias, site.n, site.k, int4_group(site))
     return y
 
 
@@ -206,6 +207,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int4,
         pack=pack_int4,
         call=call_int4,
+        form=lambda site: f"int4 in groups of {int4_group(site)}",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, _wide(site), int8=False),
     ),
@@ -215,6 +217,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int8,
         pack=pack_int8,
         call=call_int8,
+        form=lambda _: "int8",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, INT8_FACTORS, int8=True),
         default_activation=OWN_ROUNDING,
@@ -225,6 +228,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int8_a16,
         pack=pack_int8,
         call=call_int8_a16,
+        form=lambda _: "int8",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, _wide(site), int8=False),
     ),
@@ -232,8 +236,9 @@ KERNELS: tuple[Kernel, ...] = (
         name="native.int4_a8",
         missing=missing,
         refuses=refuses_int4_a8,
-        pack=pack_int4_a8,
+        pack=pack_int4,
         call=call_int4_a8,
+        form=lambda site: f"int4 in groups of {int4_group(site)}",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, INT4_A8_FACTORS, int8=True),
     ),

@@ -133,3 +133,24 @@ def test_pack_linear_static() -> None:
 def test_pack_linear_says_why_not() -> None:
     with pytest.raises(KernelRefusedError, match="takes weights of up to 4 bits, got 8"):
         pack_linear(quantized(8, 64, zeros=False, perm=False), "native.int4")
+
+
+@pytest.mark.parametrize("group", (64, 256))
+def test_with_and_without_rounding_one_packed_weight_is_read(group: int) -> None:
+    """Where rounding is allowed, both 4-bit kernels pack alike, although one cuts large groups; so do both 8-bit ones."""
+    from qcompile.kernels import kernels  # noqa: PLC0415
+    from qcompile.meaning import Operands  # noqa: PLC0415
+
+    weight = quantized(4, group, zeros=True, perm=False)
+    operands = Operands(weight.codes, weight.scales, weight.zeros)
+    site = replace(SITE, n=48, k=256, group=group, symmetric=False, dtype=torch.float32, allow_a8=True)
+    plain, rounding = kernels()["native.int4"], kernels()["native.int4_a8"]
+    assert plain.form is not None and rounding.form is not None and plain.form(site) == rounding.form(site)
+    packed = plain.pack(operands, site)
+    assert all(torch.equal(left, right) for left, right in zip(packed, rounding.pack(operands, site), strict=True))
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(2))
+    want = torch.nn.functional.linear(x, weight.dequantize())
+    assert sqnr_db(want, plain.call(x, packed, site)) > 110
+    assert sqnr_db(want, rounding.call(x, packed, site)) > 40
+    alone = replace(site, allow_a8=False)
+    assert plain.form(alone) == f"int4 in groups of {group}"

@@ -66,3 +66,33 @@ def test_reasons() -> None:
     assert why_not(candidate("x", 2, (0.2, 0.98, 9.8)), chosen) == (
         "not faster by more than 10%, and listed later: predicted 0.2 ms against 0.2 ms of native.int4 (M = 1)"
     )
+
+
+def of_one_form(rows: int | None) -> list[Candidate]:
+    """Two kernels on one packed weight: equal for few rows, one of them quicker for many; and one that packs in its own way."""
+    times = {1: 1e-3, 8: 1e-3, 128: 10e-3, 512: 40e-3}
+    quicker = {**times, 128: 9e-3, 512: 20e-3}
+    return [
+        Candidate("plain", 0, 0, times, form="int4", rows=rows),
+        Candidate("rounding", 1, 0, quicker, form="int4", rows=rows),
+        Candidate("other", 2, 0, {rows: 0.99 * time for rows, time in quicker.items()}, rows=rows),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"), [(None, "plain"), (1, "plain"), (512, "rounding")], ids=["any number", "few rows", "many rows"]
+)
+def test_kernels_on_one_packed_weight_are_chosen_by_the_rows_of_the_graph(rows: int | None, best: str) -> None:
+    assert names(*of_one_form(rows))[0] == best
+
+
+def test_the_reason_names_the_rows_of_the_graph() -> None:
+    plain, rounding, _ = of_one_form(512)
+    assert why_not(plain, rounding) == "slower for the 512 rows of this graph: predicted 40 ms against 20 ms of rounding"
+
+
+def test_tuned_times_count_for_the_nearest_number_of_rows() -> None:
+    few = {1: 1e-3, 8: 1e-3, 128: 10e-3}
+    plain = Candidate("plain", 0, 0, {**few, 512: 1.0}, few, "int4", 512)
+    rounding = Candidate("rounding", 1, 0, {**few, 512: 1.0}, {**few, 128: 5e-3, 1: 1.5e-3}, "int4", 512)
+    assert names(plain, rounding)[0] == "rounding"
