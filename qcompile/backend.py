@@ -127,7 +127,7 @@ class _Graph:
         places = count()
 
         def compile_module(module: fx.GraphModule, inputs: list[Any], constants: dict[int, Constant], busy: set[int]) -> Any:
-            one = self._compilation(module, constants, Dump(self.options.dump, self.number, next(places)), busy)
+            one = self._compilation(module, constants, Dump(self.options.dump, self.number, next(places)), busy, hold=True)
             wrapped = _through_inductor(module, inputs, self.mode, one.compile)
             one.call = one.made if one.direct and one.made is not None else lambda box: wrapped(*box)
             return one
@@ -135,7 +135,13 @@ class _Graph:
         return compile_module
 
     def _compilation(
-        self, gm: fx.GraphModule, constants: Mapping[int, Constant], dump: Dump, busy: set[int] | None = None
+        self,
+        gm: fx.GraphModule,
+        constants: Mapping[int, Constant],
+        dump: Dump,
+        busy: set[int] | None = None,
+        *,
+        hold: bool = False,
     ) -> Compilation:
         return Compilation(
             gm,
@@ -144,6 +150,7 @@ class _Graph:
             number=self.number,
             dump=dump,
             busy=busy,
+            hold=hold,
             explained=self.explained,
             verified=self.verified,
         )

@@ -50,6 +50,7 @@ class Compilation:
     outer      the constants among gm's inputs, by number
     number     of the graph that Dynamo captured; dump: where files about this one go
     busy       numbers of gm's inputs that others read, too, so that they are never released
+    hold       release nothing before `settle`
     explained  decide only: what comes back computes nothing
     verified   what was proven about kernels in other parts of the same graph
     """
@@ -63,11 +64,12 @@ class Compilation:
         number: int,
         dump: Dump,
         busy: set[int] | None = None,
+        hold: bool = False,
         explained: bool = False,
         verified: dict[Any, tuple[str, float | None]] | None = None,
     ) -> None:
         self.gm, self.outer, self.options, self.number, self.dump = gm, outer, options, number, dump
-        self.busy, self.explained = busy or set(), explained
+        self.busy, self.hold, self.explained = busy or set(), hold, explained
         self.verified = {} if verified is None else verified
         self.rows: list[SiteReport] = []
         self.writes: list[int] = []
@@ -108,6 +110,12 @@ class Compilation:
             except Exception as error:  # it gets code of its own, where the report tells what is wrong
                 log.debug("adopting %s", leaves[0].path, exc_info=True)
                 return f"{leaves[0].path}: {type(error).__name__}: {error}"
+
+    def settle(self, given: Mapping[int, Constant]) -> None:
+        """From now on nothing else will read the raw weights this was compiled with: they may be released."""
+        if self._packer is not None and self.options.release:
+            leaves = self.constants(given)
+            self._packer.begin(leaves, self._packer.weights_of([leaf.tensor for leaf in leaves]).tensors)
 
     def _look_around(self, gm: fx.GraphModule) -> None:
         """What AOTAutograd does around the graph: which inputs are written to, and whether its wrapper may be left out."""
@@ -206,7 +214,7 @@ class Compilation:
         self._descriptions = [node.meta.get("desc") for node in raw]
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
         runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
-        runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded])
+        runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded], release=not self.hold)
         self._packer = runner
         return runner
 

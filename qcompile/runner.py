@@ -82,10 +82,10 @@ class Runner:
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(args[position] for position in self.positions)
 
-    def begin(self, leaves: Sequence[Constant], tensors: list[Tensor]) -> None:
-        """These packed tensors belong to these raw constants; those are in the order of `watched`."""
+    def begin(self, leaves: Sequence[Constant], tensors: list[Tensor], *, release: bool = True) -> None:
+        """These packed tensors belong to these raw constants; those are in the order of `watched`. release: unless told later."""
         self.known = self.sets = 1
-        self._remember(leaves, tensors)
+        self._remember(leaves, tensors, release=release)
 
     def adopt(self, leaves: Sequence[Constant]) -> str:
         """Pack the raw constants of one more layer, too; or the reason why this code does not fit them."""
@@ -96,11 +96,11 @@ class Runner:
             self._remember(leaves, tensors)
         return problem
 
-    def _remember(self, leaves: Sequence[Constant], tensors: list[Tensor], problem: str = "") -> Weights:
+    def _remember(self, leaves: Sequence[Constant], tensors: list[Tensor], problem: str = "", *, release: bool = True) -> Weights:
         """From now on these packed tensors belong to these raw ones. Raw ones that nobody else reads are released, if asked for."""
         raw = [leaf.tensor for leaf in leaves]
         key = tuple(map(id, raw))
-        if not problem:
+        if release and not problem:
             release_raw(leaf for leaf, node in zip(leaves, self.nodes, strict=True) if node in self.releasable)
         this = weakref.ref(self)
 

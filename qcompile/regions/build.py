@@ -49,6 +49,10 @@ class Region(Compiled, Protocol):
         """What it folded, looked up among these constant inputs."""
         ...
 
+    def settle(self, given: Mapping[int, Constant]) -> None:
+        """The graph is compiled in parts for good; raw weights may be released. given: the constants it was compiled with."""
+        ...
+
     def adopt(self, given: Mapping[int, Constant]) -> str:
         """Serve another layer with these constant inputs, too; or the reason why this code does not fit them."""
         ...
@@ -95,7 +99,8 @@ class _Builder:
         self.unserved: list[str] = []
 
     def run(self) -> None:
-        by_part: dict[Part, list[SiteReport]] = {}
+        """First one copy of each module, with nothing released, so that the graph can still be compiled whole; then all others."""
+        firsts: list[tuple[Region, Part, list[Part], fx.Graph]] = []
         for number, module in enumerate(self.plan.modules):
             first, *others = (part for part in self.plan.parts if part.module == number)
             pristine = copy.deepcopy(module.graph) if others else module.graph  # compiling takes the module's own apart
@@ -108,20 +113,28 @@ class _Builder:
                 continue
             if others and region.by_value:
                 raise SplitError("whether a layer is quantized depends on what its constants hold")
-            by_part[first] = list(region.rows)
-            for part in others:
-                problem = region.adopt(self._constants(part))
-                if problem:
-                    log.info("a layer gets code of its own: %s", problem)
-                    own = self._compiled(fx.GraphModule(module, copy.deepcopy(pristine)), part)
-                    by_part[part] = list(own.rows)
-                else:
-                    self.regions[part] = region
-                    by_part[part] = self._rows(region, first, part)
+            self.regions.update(dict.fromkeys(others, region))
+            firsts.append((region, first, others, pristine))
         if self.unserved:
             raise UnservedError(self.unserved)
-        self.rows = [row for part in self.plan.parts for row in by_part[part]]
         self._check_writes()
+        rows: dict[Part, list[SiteReport]] = {}
+        for region, first, others, pristine in firsts:
+            region.settle(self._constants(first))
+            rows[first] = list(region.rows)
+            for part in others:
+                rows[part] = self._adopted(region, first, part, pristine)
+        self.rows = [row for part in self.plan.parts for row in rows[part]]
+
+    def _adopted(self, region: Region, first: Part, part: Part, pristine: fx.Graph) -> list[SiteReport]:
+        """Let `part` run the code of `first`, or compile it on its own; the decisions about it."""
+        problem = region.adopt(self._constants(part))
+        if not problem:
+            return self._rows(region, first, part)
+        log.info("a layer gets code of its own: %s", problem)
+        own = self._compiled(fx.GraphModule(self.plan.modules[first.module], copy.deepcopy(pristine)), part)
+        own.settle(self._constants(part))
+        return list(own.rows)
 
     def _compiled(self, module: fx.GraphModule, part: Part) -> Region:
         shared = {number for number, node in enumerate(part.inputs) if node in self.shared}

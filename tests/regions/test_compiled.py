@@ -195,3 +195,22 @@ def test_compiled_code_is_found_on_disk_the_next_time() -> None:
             assert sqnr_db(model(x), torch.compile(model, backend="qcompile")(x)) >= 30
             found = {name: count for name, count in counters["inductor"].items() if name.startswith("fxgraph_cache")}
             assert ("fxgraph_cache_miss" in found) is not again, found
+
+
+def test_a_graph_that_turns_out_to_need_one_piece_has_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw weights are only released once it is certain that the parts stay."""
+    from qcompile.regions import SplitError, build  # noqa: PLC0415
+
+    def late(*_: Any) -> None:
+        raise SplitError("found out at the end")
+
+    monkeypatch.setattr(build.__globals__["_Builder"], "_check_writes", late)
+    model, x = Stack(DEPTH, WIDTH), torch.randn(3, WIDTH, dtype=torch.bfloat16)
+    run: Any = torch.compile(model, backend="qcompile", options={"release": True})
+    with torch.no_grad():
+        want = model(x)
+        got = run(x)
+    assert sqnr_db(want, got) >= 30
+    rows = qcompile.report().sites
+    assert len(rows) == 4 * DEPTH and all(row.kernel for row in rows)
+    assert {row.graph for row in rows} == {rows[0].graph}

@@ -80,6 +80,9 @@ class Interpreted:
     def constants(self, given: Any) -> list[Any]:
         return []
 
+    def settle(self, given: Any) -> None:
+        pass
+
     def adopt(self, given: Any) -> str:
         return ""
 
