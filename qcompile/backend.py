@@ -163,10 +163,11 @@ def _through_inductor(
     from torch._inductor import list_mode_options  # noqa: PLC0415 - Inductor is slow to import
     from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
-    head_start.begin()
     patches = {**_few_threads_for_small_loops(), **(list_mode_options(mode) if mode is not None else {})}
     if inner is None:
         return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[return-value]
+    if any(isinstance(item, Tensor) and item.device.type == "cpu" for item in inputs):
+        head_start.begin()
 
     def compile_inner(aten_gm: fx.GraphModule, aten_inputs: Sequence[Any], **kwargs: Any) -> Any:
         return inner(aten_gm, aten_inputs, kwargs)

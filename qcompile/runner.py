@@ -75,6 +75,7 @@ class Runner:
         self.pick = operator.itemgetter(*self.positions) if len(self.positions) > 1 else self._pick_few
         self.releasable = releasable
         self.serves_more = serves_more
+        self.paths: tuple[str, ...] = ()  # of the first layer, for those that come without names
         self.known = 0  # layers whose code this is
         self.sets = 0
         self.weights: dict[tuple[int, ...], Weights] = {}
@@ -85,6 +86,7 @@ class Runner:
     def begin(self, leaves: Sequence[Constant], tensors: list[Tensor], *, release: bool = True) -> None:
         """These packed tensors belong to these raw constants; those are in the order of `watched`. release: unless told later."""
         self.known = self.sets = 1
+        self.paths = tuple(leaf.path for leaf in leaves)
         self._remember(leaves, tensors, release=release)
 
     def adopt(self, leaves: Sequence[Constant]) -> str:
@@ -128,8 +130,8 @@ class Runner:
         return self.compiled(inputs)
 
     def _pack_again(self, raw: Sequence[Tensor], before: Weights | None) -> Weights:
-        paths = next(iter(self.weights.values())).paths if before is None and self.weights else before.paths if before else ()
-        leaves = [Constant(path, tensor) for path, tensor in zip(paths or map(str, self.nodes), raw, strict=True)]
+        paths = self.paths if before is None else before.paths
+        leaves = [Constant(path, tensor) for path, tensor in zip(paths, raw, strict=True)]
         different = [True] * len(raw) if before is None else before.watch.changed(raw)
         changed = {node for node, new in zip(self.nodes, different, strict=True) if new}
         if before is not None and not changed:  # released by another graph that reads the same weight
