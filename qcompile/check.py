@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompile.graph import LOW_BIT
-from qcompile.meaning import Operands, dequantize
+from qcompile.meaning import Operands, dequantize, row_pieces
 from qcompile.readers import Proposal
 
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
@@ -15,7 +15,6 @@ _ROUNDINGS = 2.5
 # Code like w * s - z * s rounds values as large as the group's largest and leaves that error in the small differences, too.
 _GROUP_ROUNDINGS = 4.0
 _STEP_SHARE = 0.2  # of one code step: a weight off by one code is five times outside
-_CHUNK_ELEMENTS = 1 << 22
 
 
 def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -> str | None:
@@ -31,9 +30,7 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
     rounded = rounded_to(dense)
     columns = None if operands.perm is None else operands.perm.long()
-    rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
-    for start in range(0, n, rows):
-        part = slice(start, start + rows)
+    for part in row_pieces(n, k):
         zeros = None if operands.zeros is None else operands.zeros[part]
         scales = operands.scales[part]
         ours = dequantize(operands.codes[part], scales, zeros, group, codebook)
@@ -45,7 +42,9 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
         wrong = ~((ours - theirs).abs() <= allowed)
         if bool(wrong.any()):
             row, column = (int(i) for i in wrong.nonzero()[0])
-            return f"weight [{start + row}, {column}] is {float(theirs[row, column]):.6g}, read as {float(ours[row, column]):.6g}"
+            return (
+                f"weight [{part.start + row}, {column}] is {float(theirs[row, column]):.6g}, read as {float(ours[row, column]):.6g}"
+            )
     return None
 
 

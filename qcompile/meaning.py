@@ -1,5 +1,6 @@
 """What a quantized linear means: the weight's formula and the activation's formula live on these types."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,6 +28,12 @@ class Operands(NamedTuple):
     bias: Tensor | None = None
     act_scale: Tensor | None = None
     act_zero: Tensor | None = None
+
+
+def row_pieces(n: int, k: int, elements: int = 1 << 22) -> Iterator[slice]:
+    """Slices of the rows of a weight [n, k], of about so many elements each: in float32 a whole one would be by far the largest."""
+    rows = max(1, elements // max(k, 1))
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
 def dequantize(

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from qcompile.meaning import ActivationQuant, dequantize
+from qcompile.meaning import ActivationQuant, dequantize, row_pieces
 
 # FRAGMENT, because the compiled library (qcompile/_C.so) adds operators to the same namespace.
 LIBRARY = torch.library.Library("qcompile", "FRAGMENT")
 
-_CHUNK_ELEMENTS = 1 << 21
+_PIECE = 1 << 21  # elements
 
 LIBRARY.define(
     "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, Tensor? act_scale, "
@@ -36,9 +36,7 @@ def _quantized_linear(
         rounded = rounded.index_select(-1, perm)
     # Some rows at a time: in float32 the weight of a large layer would be hundreds of megabytes.
     weight = torch.empty(codes.shape, dtype=x.dtype, device=codes.device)
-    rows = max(1, _CHUNK_ELEMENTS // max(codes.shape[1], 1))
-    for start in range(0, codes.shape[0], rows):
-        part = slice(start, start + rows)
+    for part in row_pieces(codes.shape[0], codes.shape[1], _PIECE):
         points = None if zeros is None else zeros[part]
         weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype)
     return torch.nn.functional.linear(rounded, weight, None if bias is None else bias.to(x.dtype))

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
+from qcompile.meaning import ActivationQuant, Operands, dequantize, row_pieces, sqnr_db
 from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
 from qcompile.products import through_views
@@ -17,7 +17,6 @@ from qcompile.store import STORE, Recipe
 ACCEPT_DB = 40.0
 # A kernel that rounds activations in its own way may be this much noisier than the checkpoint's own rounding.
 _NOISIER_DB = 1.0
-_CHUNK_ELEMENTS = 1 << 22
 _ROWS = 5
 _MOST_ROUNDS = 64
 _LEAST_VALUES = 256  # in fewer results, a sum that happens to cancel can make the signal small beside its own rounding
@@ -108,10 +107,8 @@ def canonical(x: Tensor, operands: Operands, site: Site, activation: ActivationQ
     rounded = activation.apply(x, operands.act_scale, operands.act_zero).to(torch.float32)
     if operands.perm is not None:
         rounded = rounded.index_select(-1, operands.perm)
-    rows = max(1, _CHUNK_ELEMENTS // max(site.k, 1))
     parts = []
-    for start in range(0, site.n, rows):
-        part = slice(start, start + rows)
+    for part in row_pieces(site.n, site.k):
         zeros = None if operands.zeros is None else operands.zeros[part]
         parts.append(rounded @ dequantize(operands.codes[part], operands.scales[part], zeros, site.group, site.codebook).t())
     y = torch.cat(parts, dim=-1)

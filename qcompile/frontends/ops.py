@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
-from qcompile.meaning import CODE_BOOKS
+from qcompile.meaning import CODE_BOOKS, row_pieces
 from qcompile.ops import LIBRARY
 from qcompile.readers.layouts import LAYOUTS, Packing, Stored
 
 # A parameter's path in the model, kept on the tensor itself so that an error can name it.
 NAME_ATTRIBUTE = "qcompile_name"
-_CHUNK_ELEMENTS = 1 << 22  # of the weight in float32, which would be by far the largest tensor here
 
 LIBRARY.define(
     "dequantize_packed(Tensor packed, Tensor scales, Tensor? zeros, Tensor? g_idx, str layout, int bits, int group, int n, int k, "
@@ -49,9 +48,7 @@ def _dequantize_packed(
     columns = None if g_idx is None else g_idx.long()
     # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
     dense = packed.new_empty((n, k), dtype=dtype)
-    rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
-    for start in range(0, n, rows):
-        span = slice(start, start + rows)
+    for span in row_pieces(n, k):
         codes, factors, points = found.codes[span], found.scales[span], None if found.zeros is None else found.zeros[span]
         values = codes.to(torch.float32) if table is None else table[codes.long()]
         if columns is None:

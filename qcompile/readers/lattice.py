@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompile.check import rounded_to, tolerance
-
-_CHUNK_ELEMENTS = 1 << 22
+from qcompile.meaning import row_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +103,10 @@ def _width(dense: Tensor, rounded: torch.dtype, scales: Tensor, group: int, perm
     if not bool(torch.isfinite(scales).all()):
         return None
     low, high, span = 0, 0, 0
-    rows = max(1, _CHUNK_ELEMENTS // max(k, 1))
-    for start in range(0, n, rows):
-        part = dense[start : start + rows].to(torch.float32)
+    for piece in row_pieces(n, k):
+        part = dense[piece].to(torch.float32)
         part = part if perm is None else part.index_select(1, perm)
-        steps = part.reshape(part.shape[0], -1, group) / _safe(scales[start : start + rows])[:, :, None]
+        steps = part.reshape(part.shape[0], -1, group) / _safe(scales[piece])[:, :, None]
         whole = torch.round(steps)
         if not bool(((steps - whole).abs() <= tolerance(steps, 1.0, rounded).clamp(max=0.5)).all()):
             return None
