@@ -2,22 +2,15 @@
 // x and a constant; 4-bit weights decode to two vectors and leave room for 2 x 5. Everything else comes from level "avx2".
 #define QCOMPILE_WIDTH 8
 #define QCOMPILE_VNNI 1
-#include "cpu/dots.h"
 #include "cpu/int4_a8_body.h"
 #include "cpu/int8_body.h"
-#include "cpu/probe_body.h"
+#include "cpu/probe_dots.h"
 
 namespace qcompile {
 namespace {
 
 constexpr LinearKernel kInt8 = Panels<Int8Body<ByteDot, 6>>::kernel("int8_avx2_vnni");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleDot, 5>>::kernel("int4_a8_avx2_vnni");
-
-double probe_bytes(int64_t rounds) {
-  return probe_multiply<Ints>(rounds, 8.0 * kWidth, [](const Ints& sum, const Ints& a, const Ints& b) __attribute__((always_inline)) {
-    return multiply_add(sum, a, b);
-  });
-}
 
 }  // namespace
 

@@ -18,6 +18,7 @@
 #include "common/checks.h"
 #include "common/memory.h"
 #include "cpu/attention.h"
+#include "cpu/binding_element.h"
 
 namespace qcompile {
 namespace {
@@ -31,13 +32,6 @@ constexpr int64_t kFewQueries = 64;      // with more, PyTorch's kernel is faste
 constexpr int64_t kPieceQueries = 16;    // computed together: their sums stay in the second cache
 constexpr int64_t kLeastKeys = 128;      // of one part, when the keys of a head are divided among threads
 constexpr int64_t kLeastBytes = 32768;   // of K and V, that a thread is worth waking for
-
-Element element_of(ScalarType type) {
-  return type == ScalarType::Float  ? Element::f32
-         : type == ScalarType::Half ? Element::fp16
-         : type == ScalarType::Bool ? Element::boolean
-                                    : Element::bf16;
-}
 
 // How many query rows our kernel takes. PyTorch's multiplies in tiles where the processor has them (CPUID leaf 7, EDX bit 22:
 // AMX-BF16, Intel SDM volume 2); without, ours is 1 to 4 times as fast, because it reads no key that a mask hides.

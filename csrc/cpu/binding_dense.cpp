@@ -11,6 +11,7 @@
 
 #include "common/checks.h"
 #include "common/memory.h"
+#include "cpu/binding_element.h"
 #include "cpu/dense.h"
 
 namespace qcompile {
@@ -22,10 +23,6 @@ using MaybeTensor = std::optional<Tensor>;
 
 constexpr const char* kOp = "native_dense_linear";
 constexpr int64_t kLeastBytes = 65536;  // of the weight, that a thread is worth waking for
-
-Element element_of(ScalarType type) {
-  return type == ScalarType::Float ? Element::f32 : type == ScalarType::Half ? Element::fp16 : Element::bf16;
-}
 
 void check(const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
   check_cpu(kOp, "x", x);

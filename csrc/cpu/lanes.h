@@ -1,50 +1,22 @@
-// Vectors of QCOMPILE_WIDTH floats in the compiler's own notation, and what attention and dense products do with them: reading
-// elements, transposition, sums over lanes, exp. Included by every file that is compiled for an ISA; internal linkage throughout,
-// so that no code of one ISA can stand in for another's.
+// What attention and dense products do with vectors of floats: reading elements, transposition, sums over lanes, exp.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <utility>
 
 #include "cpu/element.h"
-
-// Short loops over arrays of vectors: GCC 12 keeps an array in registers only if the loops over it are gone early.
-#define QCOMPILE_UNROLL _Pragma("GCC unroll 16")
+#include "cpu/width.h"
 
 namespace qcompile {
 namespace {
 
-constexpr int kWidth = QCOMPILE_WIDTH;
-
-typedef float Floats __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
-typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
-[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 [[maybe_unused]] inline int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 using Lanes = std::make_integer_sequence<int, kWidth>;
 
-template <class Vector>
-inline Vector load(const void* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
 inline void store(void* to, const Floats& value) { std::memcpy(to, &value, sizeof value); }
 
-template <class To, class From>
-inline To same_bits(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-inline Floats all(float value) { return Floats{} + value; }
 inline Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
 
 inline Floats from_bf16(const Halves& half) { return same_bits<Floats>(__builtin_convertvector(half, Words) << 16); }

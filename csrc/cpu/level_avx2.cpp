@@ -1,10 +1,9 @@
 // Level "avx2": 16 registers of 8 floats. 2 x 5 sums, two decoded vectors and a number of x fit; totals live in memory.
 #define QCOMPILE_WIDTH 8
-#include "cpu/dots.h"
 #include "cpu/float_body.h"
 #include "cpu/int4_a8_body.h"
 #include "cpu/int8_body.h"
-#include "cpu/probe_body.h"
+#include "cpu/probe_dots.h"
 
 namespace qcompile {
 namespace {
@@ -14,13 +13,6 @@ constexpr LinearKernel kInt4 = Panels<FloatBody<4, kRows>>::kernel("int4_avx2");
 constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_avx2");
 constexpr LinearKernel kInt8 = Panels<Int8Body<WordDot, kRows>>::kernel("int8_avx2");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleMaddDot, kRows>>::kernel("int4_a8_avx2");
-
-// Pairs of 16-bit numbers, which bytes are widened to.
-double probe_words(int64_t rounds) {
-  return probe_multiply<Ints>(rounds, 4.0 * kWidth, [](const Ints& sum, const Ints& a, const Ints& b) __attribute__((always_inline)) {
-    return multiply_words(sum, a) + b;
-  });
-}
 
 }  // namespace
 

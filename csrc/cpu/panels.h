@@ -1,6 +1,5 @@
 // What all bodies share: rows of x are cut into panels, a body multiplies one panel with some blocks of the weight, and the
-// loops around that are here. Included by every file that is compiled for an ISA; internal linkage throughout, so that no
-// code of one ISA can stand in for another's.
+// loops around that are here.
 //
 // A Body is a struct with
 //   kMostRows                    rows of a panel, at most (counted after `parts`)
@@ -13,20 +12,13 @@
 #include <utility>
 
 #include "cpu/linear.h"
+#include "cpu/width.h"
 
 namespace qcompile {
 namespace {
 
-// Before a loop over rows or vectors: an index that is no constant would put the sums into memory.
-#if defined(__clang__)
-#define QCOMPILE_UNROLL _Pragma("unroll 32")
-#else
-#define QCOMPILE_UNROLL _Pragma("GCC unroll 32")
-#endif
-
 constexpr int64_t kAhead = 48 * 64;  // bytes of codes fetched ahead of use
 
-[[maybe_unused]] inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 [[maybe_unused]] inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct PanelArgs {

@@ -1,39 +1,15 @@
-// Vectors of QCOMPILE_WIDTH lanes in the compiler's own notation, which every ISA understands, and the parts of the bodies
-// that need nothing better: reading x, scales, zero points, storing y.
+// The parts of the bodies of quantized products that need no particular ISA: reading x, scales, zero points, storing y.
 #pragma once
-
-#include <cstring>
 
 #include "common/half.h"
 #include "cpu/panels.h"
+#include "cpu/width.h"
 
 namespace qcompile {
 namespace {
 
-constexpr int kWidth = QCOMPILE_WIDTH;
 constexpr int kParts = kBlock / kWidth;  // vectors of one block
 
-typedef float Floats __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
-typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
-
-template <class Vector>
-inline Vector load(const void* from) {
-  Vector value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class To, class From>
-inline To same_bits(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-// A difference, because 0 + value would be an addition that the compiler must keep (for the sake of -0).
-inline Floats all(float value) { return value - Floats{}; }
 inline Ints all_ints(int32_t value) { return Ints{} + value; }
 inline Floats to_floats(const Ints& value) { return __builtin_convertvector(value, Floats); }
 
