@@ -9,7 +9,7 @@ from torch import fx
 
 from qcompile.errors import UnservedError
 from qcompile.graph import is_released, value
-from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels, selects
+from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
@@ -17,8 +17,9 @@ from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
 from qcompile.shelf import Shelf
 from qcompile.store import STORE
-from qcompile.timing import ROWS, Times, times_for
-from qcompile.timing.order import Candidate, milliseconds, ordered, why_not
+from qcompile.timing import Times, times_for
+from qcompile.timing.candidates import candidates
+from qcompile.timing.order import Candidate, milliseconds, why_not
 from qcompile.verify import verify, verify_rewrite
 from qcompile.watch import Leaves
 
@@ -75,11 +76,11 @@ def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> 
             reasons[kernel.name] = against
         else:
             able[kernel.name] = kernel
-    candidates, unpredicted = _candidates(state, site, list(able.values()), times)
-    reasons |= unpredicted
+    found = candidates(site.site, _rows(site), able, times, state.options.kernels)
+    reasons |= found.unpredicted
     sqnr: float | None = None
     chosen: Candidate | None = None
-    for candidate in candidates:
+    for candidate in found.order:
         if chosen is not None:
             reasons[candidate.name] = (why_not(candidate, chosen),)
             continue
@@ -88,33 +89,19 @@ def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> 
             reasons[candidate.name] = (wrong,)
         else:
             chosen, site.kernel = candidate, able[candidate.name]
+    if found.few and chosen is found.order[0]:
+        wrong, _ = _verified(state, site, able[found.few], verified)
+        site.few_rows = 0 if wrong else found.few_rows
+        reasons[found.few] = (wrong or f"runs calls of fewer than {found.few_rows} rows, inside the operator of {chosen.name}",)
     site.report = replace(
         site.report,
         kernel=site.kernel.name if site.kernel else None,
         reasons=reasons,
-        predicted_ms={candidate.name: candidate.predicted[1] * 1e3 for candidate in candidates},
-        measured_ms={c.name: {str(m): s * 1e3 for m, s in c.measured.items()} for c in candidates if c.measured},
+        predicted_ms={candidate.name: candidate.predicted[1] * 1e3 for candidate in found.order},
+        measured_ms={c.name: {str(m): s * 1e3 for m, s in c.measured.items()} for c in found.order if c.measured},
         sqnr_db=sqnr if site.kernel else None,
         fallback=state.options.fallback,
     )
-
-
-def _candidates(state: State, linear: GraphSite, able: list[Kernel], times: Times) -> tuple[list[Candidate], dict[str, Reasons]]:
-    """The kernels with their times, best first; and what is against those whose time cannot be told."""
-    found: list[Candidate] = []
-    reasons: dict[str, Reasons] = {}
-    site, rows = linear.site, _rows(linear)
-    measured = times.measured(site, able)
-    for number, kernel in enumerate(able):
-        try:
-            predicted = {m: times.predicted(kernel, site, m) for m in (*ROWS, rows or 1)}
-            form = "" if kernel.form is None else kernel.form(site)
-        except Exception as error:  # as in _reasons
-            reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
-            continue
-        places = (place for place, name in enumerate(state.options.kernels) if selects((name,), kernel))
-        found.append(Candidate(kernel.name, number, next(places, 0), predicted, measured.get(kernel.name, {}), form, rows))
-    return (ordered(found) if found else []), reasons
 
 
 def _rows(linear: GraphSite) -> int | None:

@@ -41,7 +41,7 @@ def _lower(state: State, site: GraphSite) -> None:
     assert isinstance(call, KernelCall)
     arguments = [node for node in site.node.args if isinstance(node, fx.Node)]
     with state.graph.inserting_before(site.node):
-        result = state.emit(state.graph, call, arguments, ("call", call.kernel.name, call.site))
+        result = state.emit(state.graph, call, arguments, call.key)
     site.node.replace_all_uses_with(result)
     if site.result is site.node:
         site.result = result

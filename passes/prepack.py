@@ -27,7 +27,7 @@ def _prepack(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
         except Exception as error:  # a kernel's bug must not stop the user's model
             log.debug("packing for %s", kernel.name, exc_info=True)
             return without_kernel(site, f"its packing failed: {type(error).__name__}: {error}")
-        node = state.graph.call_function(KernelCall(kernel, site.site), (x, *packed))
+        node = state.graph.call_function(KernelCall(kernel, site.site, site.few_rows), (x, *packed))
     node.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(node)
     if site.result is site.node:

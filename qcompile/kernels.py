@@ -55,6 +55,18 @@ class Site:
         return self.k // self.group
 
 
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """Another kernel that reads the same packed tensors and that this one's operator can run itself where x has few rows.
+
+    kernel  its name
+    call    as Kernel.call, with one more argument: x of fewer rows than that runs in the other kernel
+    """
+
+    kernel: str
+    call: Callable[[Tensor, tuple[Tensor, ...], Site, int], Tensor]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """One way to run a site.
@@ -70,6 +82,7 @@ class Kernel:
     default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
     form      kernels whose form for a site is equal read the same packed tensors, so that each graph of a model may take the one
               that is quickest for its number of rows without packing twice; None if no other kernel reads them
+    few       which of those its operator can run where the number of rows is known in the call only
     retire_addresses  packed tensors must live at addresses that are never used again (a library that caches by address)
     layout    a text with all that the packed bytes depend on besides the operands, our own code and torch's version (the version of
               another library, the processor); None if they mean nothing to another process. Asked for by option cache_dir
@@ -84,6 +97,7 @@ class Kernel:
     activation: ActivationQuant | None = None
     default_activation: ActivationQuant = NO_ACTIVATION_QUANT
     form: Callable[[Site], str] | None = None
+    few: FewRows | None = None
     retire_addresses: bool = False
     layout: Callable[[], str] | None = None
 

@@ -15,13 +15,23 @@ from qcompile.store import Recipe
 
 
 class KernelCall:
-    """A kernel for one kind of site as a call target: (x, *packed) -> y. `lower` replaces it by the operators it consists of."""
+    """A kernel for one kind of site as a call target: (x, *packed) -> y. `lower` replaces it by the operators it consists of.
 
-    def __init__(self, kernel: Kernel, site: Site) -> None:
-        self.kernel, self.site = kernel, site
+    few_rows: x of fewer rows runs in the kernel that kernel.few names.
+    """
+
+    def __init__(self, kernel: Kernel, site: Site, few_rows: int = 0) -> None:
+        self.kernel, self.site, self.few_rows = kernel, site, few_rows
         self.display_name = self.__name__ = self.__qualname__ = kernel.name
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that do the same."""
+        return ("call", self.kernel.name, self.site, self.few_rows)
+
     def __call__(self, x: Tensor, *packed: Tensor) -> Tensor:
+        if self.few_rows and self.kernel.few is not None:
+            return self.kernel.few.call(x, packed, self.site, self.few_rows)
         return self.kernel.call(x, packed, self.site)
 
 

@@ -36,6 +36,7 @@ class GraphSite:
     leaves      the raw constants of the weight
     proposal    what was accepted; recheck: asks whether it also holds for other content of the constants
     site        what eligibility rules see; kernel: the decision
+    few_rows    x of fewer rows runs in the kernel that kernel.few names (0: none does)
     parts, cuts the linears that `fuse` joined into this one, and the slices of its result that stand for theirs
     """
 
@@ -49,6 +50,7 @@ class GraphSite:
     report: SiteReport
     recheck: "Recheck"
     kernel: Kernel | None = None
+    few_rows: int = 0
     parts: tuple["GraphSite", ...] = ()
     cuts: tuple[fx.Node, ...] = ()
 

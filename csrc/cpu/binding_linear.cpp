@@ -34,7 +34,11 @@ struct Call {
   const MaybeTensor& bias;
   int64_t n, k, group, level;
   Activation activation;
+  int64_t few = 0;  // x of fewer rows is not rounded
 };
+
+// The family that reads the same packed weight without rounding x.
+Family unrounded(Family family) { return family == Family::int4_a8 ? Family::int4 : family == Family::int8 ? Family::int8_a16 : family; }
 
 PackedWeight checked_weight(const Call& call) {
   check_cpu(call.op, "packed", call.packed);
@@ -94,12 +98,14 @@ Tensor linear(const Call& call) {
   std::vector<float> bias_values;
   LinearInput input = {nullptr, dtype_of(x.scalar_type()), 0, call.k, checked_perm(call), call.activation};
   LinearOutput output = {nullptr, call.n, checked_bias(call, &bias_values)};
-  const LinearKernel& kernel = linear_kernel(call.family, isa_of_index(call.level), input.dtype);
+  const int64_t rows = x.numel() / call.k, width = input.dtype == Dtype::f32 ? 4 : 2;
+  if (call.few < 0) fail(call.op, "few", "expected a number of rows, got ", call.few);
+  const Family family = rows < call.few ? unrounded(call.family) : call.family;
+  const LinearKernel& kernel = linear_kernel(family, isa_of_index(call.level), input.dtype);
   const Tensor x_in = torch::stable::contiguous(x);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = call.n;
   Tensor y = torch::stable::new_empty(x, sizes);
-  const int64_t rows = x.numel() / call.k, width = input.dtype == Dtype::f32 ? 4 : 2;
   const uint8_t* const x_data = static_cast<const uint8_t*>(x_in.const_data_ptr());
   uint8_t* const y_data = static_cast<uint8_t*>(y.mutable_data_ptr());
   // As many rows in each chunk as in the others: a short last one would decode the weight for little.
@@ -172,27 +178,28 @@ Activation checked_activation(const char* op, const Tensor& x, int64_t rounding,
 
 Tensor native_int8_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias,
                           const MaybeTensor act_scale, const MaybeTensor act_zero, int64_t n, int64_t k, int64_t group,
-                          int64_t rounding, double divisor, double low, bool narrow, int64_t level) {
+                          int64_t rounding, double divisor, double low, bool narrow, int64_t few, int64_t level) {
   constexpr const char* kOp = "native_int8_linear";
   const Activation activation = checked_activation(kOp, x, rounding, divisor, low, narrow, act_scale, act_zero);
   if (activation.rounding == Rounding::group) fail(kOp, "rounding", "expected 0, 1 or 2: only native_int4_a8_linear rounds by group");
-  return linear({kOp, Family::int8, x, packed, perm, bias, n, k, group, level, activation});
+  return linear({kOp, Family::int8, x, packed, perm, bias, n, k, group, level, activation, few});
 }
 
 Tensor native_int4_a8_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias,
                              const MaybeTensor act_scale, const MaybeTensor act_zero, int64_t n, int64_t k, int64_t group,
-                             int64_t rounding, double divisor, double low, bool narrow, int64_t level) {
+                             int64_t rounding, double divisor, double low, bool narrow, int64_t few, int64_t level) {
   constexpr const char* kOp = "native_int4_a8_linear";
   const Activation activation = checked_activation(kOp, x, rounding, divisor, low, narrow, act_scale, act_zero);
   if (activation.rounding == Rounding::token_asymmetric || activation.zero != 0.0f)
     fail(kOp, activation.zero != 0.0f ? "act_zero" : "rounding", "expected symmetric activations (rounding 0, 2 or 3, zero 0)");
-  return linear({kOp, Family::int4_a8, x, packed, perm, bias, n, k, group, level, activation});
+  return linear({kOp, Family::int4_a8, x, packed, perm, bias, n, k, group, level, activation, few});
 }
 
 }  // namespace
 }  // namespace qcompile
 
 // `narrow`: every step of rounding x is itself rounded to the dtype of x (ActivationQuant.arithmetic is "input").
+// `few`: x of fewer rows is not rounded at all.
 // `level` is for tests: an index of native_isa_levels(), -1 is the level of this process.
 STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
   m.def(
@@ -203,10 +210,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
       "int level=-1) -> Tensor");
   m.def(
       "native_int8_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, Tensor? act_scale, Tensor? act_zero, int n, "
-      "int k, int group, int rounding, float divisor, float low, bool narrow, *, int level=-1) -> Tensor");
+      "int k, int group, int rounding, float divisor, float low, bool narrow, int few=0, *, int level=-1) -> Tensor");
   m.def(
       "native_int4_a8_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, Tensor? act_scale, Tensor? act_zero, "
-      "int n, int k, int group, int rounding, float divisor, float low, bool narrow, *, int level=-1) -> Tensor");
+      "int n, int k, int group, int rounding, float divisor, float low, bool narrow, int few=0, *, int level=-1) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CPU, m) {

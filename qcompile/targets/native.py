@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.kernels import FewRows, Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
@@ -157,7 +157,7 @@ def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     return y
 
 
-def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, kind: str, group: int) -> Tensor:
+def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, kind: str, group: int, few: int) -> Tensor:
     perm, bias, static = _perm_bias(packed, site)
     scale = static[0] if static else None
     zero = static[1] if len(static) > 1 else None
@@ -177,18 +177,21 @@ def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, ki
         float(asked.divisor),
         float(asked.low),
         narrow,
+        few,
     )
     return y
 
 
-def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site, few: int = 0) -> Tensor:
+    """few: x of fewer rows is not rounded."""
     kind = "token" if site.activation.is_none else site.activation.kind
-    return _call_rounded(torch.ops.qcompile.native_int8_linear.default, x, packed, site, kind, site.group)
+    return _call_rounded(torch.ops.qcompile.native_int8_linear.default, x, packed, site, kind, site.group, few)
 
 
-def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], site: Site, few: int = 0) -> Tensor:
+    """few: x of fewer rows is not rounded."""
     kind = "group" if site.activation.is_none else site.activation.kind
-    return _call_rounded(torch.ops.qcompile.native_int4_a8_linear.default, x, packed, site, kind, a8_group(site))
+    return _call_rounded(torch.ops.qcompile.native_int4_a8_linear.default, x, packed, site, kind, a8_group(site), few)
 
 
 def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tuple[int, float], ...], *, int8: bool) -> float:
@@ -218,6 +221,7 @@ KERNELS: tuple[Kernel, ...] = (
         pack=pack_int8,
         call=call_int8,
         form=lambda _: "int8",
+        few=FewRows("native.int8_a16", call_int8),
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, INT8_FACTORS, int8=True),
         default_activation=OWN_ROUNDING,
@@ -239,6 +243,7 @@ KERNELS: tuple[Kernel, ...] = (
         pack=pack_int4,
         call=call_int4_a8,
         form=lambda site: f"int4 in groups of {int4_group(site)}",
+        few=FewRows("native.int4", call_int4_a8),
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, INT4_A8_FACTORS, int8=True),
     ),

@@ -53,6 +53,7 @@ def _fake_rounded_linear(
     divisor: float,
     low: float,
     narrow: bool,
+    few: int = 0,
     *,
     level: int = -1,
 ) -> Tensor:
