@@ -3,7 +3,8 @@
 Every kernel that runs here, dense bfloat16, and dense bfloat16 prepacked by oneDNN are called in turn (paired), each time with
 another copy of the weight, so that weights come from memory. A time over its limit max(bytes read / bandwidth, operations / peak)
 of 1.0 is perfect; the relative L2 error stands beside it, because a fast wrong kernel is no result. Kernels that round
-activations to 8 bit are held against the limit of 8-bit products and stand in a table of their own.
+activations to 8 bit are held against the limit of 8-bit products and stand in a table of their own. With --peers, products of
+other projects (bench/peers) take part; they read x from their own kind of tensor, made before anything is timed.
 
     python bench/gemm.py --shapes 4096x4096 4096x11008 --m 1,2,4,8,16,32,64,128,256,512 --out bench-output/gemm
 """
@@ -23,14 +24,17 @@ import torch
 from torch import Tensor
 
 import qcompile
+from bench.peers import LIBRARIES, peers_of
+from bench.peers.peer import OURS, Peer, copies_of
 from qcompile.errors import KernelRefusedError
 from qcompile.kernels import kernels
 from qcompile.meaning import ActivationQuant, QuantizedWeight
 from qcompile.targets.native_ops import missing_ops
 
-# With one thread, the processor time of that thread: waiting for other processes on a shared machine is then not counted.
-CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
-COLD_BYTES = 96 << 20  # more than the last cache holds
+# With one thread, the processor time of the process: waiting for other processes on a shared machine is then not counted.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+# Threads of OpenMP spin for some ms after their work, on the cores that the threads of another library then need.
+SETTLE_S = 0.01
 PROBE_BYTES = 256 << 20
 NEVER = ("reference.quantized_linear", "xpu.", "rdna3.")
 ROUNDS = ("native.int8", "native.int4_a8", "zentorch.dynamic_qlinear", "torch.qlinear_int8")
@@ -74,21 +78,6 @@ class Row:
         return self.low / self.limit
 
 
-@dataclass(slots=True)
-class Peer:
-    """A kernel with several copies of the same packed weight, called in turn."""
-
-    name: str
-    copies: list[Callable[[Tensor], Tensor]]
-    size: int
-    rounds: bool
-    at: int = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.at = (self.at + 1) % len(self.copies)
-        return self.copies[self.at](x)
-
-
 def clock() -> Callable[[], float]:
     return CLOCKS["processor" if torch.get_num_threads() == 1 else "wall"]
 
@@ -124,10 +113,6 @@ def quantized(n: int, k: int, bits: int, group: int, *, zeros: bool) -> Quantize
     scales = (torch.rand(n, k // group, generator=generator) * 0.02 + 0.001).bfloat16()
     points = torch.randint(0, 17, (n, k // group), generator=generator).to(torch.int8) if zeros else None
     return QuantizedWeight(codes, scales, points, bits, group)
-
-
-def copies_of(size: int) -> int:
-    return max(2, -(-COLD_BYTES // size))
 
 
 def stored_bytes(weight: QuantizedWeight) -> int:
@@ -174,12 +159,17 @@ def dense_peers(weight: QuantizedWeight) -> Iterator[Peer]:
     yield Peer("dense prepacked", [partial(call, w) for w in packed], stored_bytes(weight), False)
 
 
-def time_all(all_peers: list[Peer], x: Tensor, repeats: int) -> dict[str, list[float]]:
-    """Times of every peer, called in turn."""
+def time_all(all_peers: list[Peer], given: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Times of every peer, called in turn; where threads of another library take over, after a pause and a call that wakes them."""
     times: dict[str, list[float]] = {peer.name: [] for peer in all_peers}
-    now = clock()
+    now, pool = clock(), OURS
     for _ in range(repeats):
         for peer in all_peers:
+            x = given[peer.name]
+            if peer.pool != pool:
+                time.sleep(SETTLE_S)
+                peer(x)
+                pool = peer.pool
             start = now()
             peer(x)
             times[peer.name].append(now() - start)
@@ -187,10 +177,19 @@ def time_all(all_peers: list[Peer], x: Tensor, repeats: int) -> dict[str, list[f
 
 
 def bench_shape(
-    n: int, k: int, bits: int, group: int, ms: list[int], *, zeros: bool, wanted: list[str] | None, budget: float
+    n: int,
+    k: int,
+    bits: int,
+    group: int,
+    ms: list[int],
+    *,
+    zeros: bool,
+    wanted: list[str] | None,
+    foreign: list[str],
+    budget: float,
 ) -> list[Row]:
     weight = quantized(n, k, bits, group, zeros=zeros)
-    limit, all_peers = limits(), list(peers(weight, wanted))
+    limit, all_peers = limits(), [*peers(weight, wanted), *peers_of(weight, foreign, torch.get_num_threads())]
     exact = weight.dequantize()
     rows = []
     rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in asdict(limit).items())
@@ -198,9 +197,10 @@ def bench_shape(
     for m in ms:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
         wanted_y = x.float() @ exact.T
-        errors = {peer.name: float((peer(x).float() - wanted_y).norm() / wanted_y.norm()) for peer in all_peers}
-        once = sum(min(times) for times in time_all(all_peers, x, 2).values())
-        times = time_all(all_peers, x, max(5, min(200, int(budget / max(once, 1e-6)))))
+        given = {peer.name: peer.ready(x) for peer in all_peers}
+        errors = {peer.name: float((peer(given[peer.name]).float() - wanted_y).norm() / wanted_y.norm()) for peer in all_peers}
+        once = sum(min(times) for times in time_all(all_peers, given, 2).values())
+        times = time_all(all_peers, given, max(5, min(200, int(budget / max(once, 1e-6)))))
         for peer in all_peers:
             ordered = sorted(times[peer.name])
             row = Row(
@@ -218,7 +218,7 @@ def bench_shape(
             )
             rows.append(row)
             ratios = f"{row.ratio:6.2f} ({row.low_ratio:5.2f}) x limit"
-            print(f"  m={m:<4} {row.kernel:<26} {row.median * 1e3:9.3f} ms  {ratios}  error {row.error:.1e}")
+            print(f"  m={m:<4} {row.kernel:<32} {row.median * 1e3:9.3f} ms  {ratios}  error {row.error:.1e}")
     return rows
 
 
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=None, help="default: 128 for 4 bit, K for 8 bit")
     parser.add_argument("--zeros", action="store_true", help="with zero points")
     parser.add_argument("--kernels", nargs="+", help="names or beginnings of names, and 'dense'")
+    parser.add_argument("--peers", nargs="*", choices=tuple(LIBRARIES), help="products of other projects (without a name: all)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=1.5, help="seconds for each row count of each shape")
     parser.add_argument("--out", type=Path, help="folder for gemm.json, gemm.md and gemm.png")
@@ -288,11 +289,13 @@ def main() -> None:
         raise SystemExit(f"the limits are measured by our C++ kernels: {reason}")
     torch.set_num_threads(given.threads)
     ms = [int(m) for m in given.m.split(",")]
+    foreign = list(LIBRARIES) if given.peers == [] else given.peers or []
     rows: list[Row] = []
     with torch.no_grad():
         for k, n in given.shapes:
             group = given.group or (128 if given.bits == 4 else k)
-            rows += bench_shape(n, k, given.bits, group, ms, zeros=given.zeros, wanted=given.kernels, budget=given.budget)
+            asked: dict[str, Any] = {"zeros": given.zeros, "wanted": given.kernels, "foreign": foreign, "budget": given.budget}
+            rows += bench_shape(n, k, given.bits, group, ms, **asked)
     text = "Time / limit, median (10 % quantile in brackets), geometric mean over shapes.\n\n" + table(rows, rounds=False)
     if any(row.rounds for row in rows):
         text += "\n\nActivations rounded to 8 bit, against the limit of 8-bit products:\n\n" + table(rows, rounds=True)

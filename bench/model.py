@@ -4,6 +4,8 @@ Each way runs in its own process with an empty compile cache of its own: load, f
 prompts, tokens at a given context, peak memory. The limits of the machine are measured around each run in its own process: a token
 cannot take less than reading all weights once, packed; a prompt not less than its products at the peak of bfloat16 (of bytes with
 allow_a8). The logits of each way are compared with those of the dense model run eagerly, because a fast wrong model is no result.
+With --peers, llama.cpp runs the same codes and scales from a GGUF file; it rounds activations to 8 bit, and its limits are those of
+the bytes of its own file and of 8-bit products.
 
     python bench/model.py --size 1b --out bench-output/model
 """
@@ -32,6 +34,9 @@ from demo.llama import SIZES, float_model
 from qcompile.meaning import sqnr_db
 
 BASE = "dense, eager"
+PEERS = {"llama.cpp": "llama.cpp Q4_0"}  # name on the command line: way
+NEEDED = {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}  # module: what to install
+ROUNDED = ("qcompile allow_a8", *PEERS.values())  # activations to 8 bit, in a prompt at least
 WIDTH = 150  # of what is written to a file
 COLUMNS = (
     "",
@@ -58,10 +63,21 @@ def slug(way: str) -> str:
     return way.replace(",", "").replace(" ", "-")
 
 
+def gguf_of(folder: Path) -> Path:
+    """The checkpoint as a GGUF file beside its folder, made in a process of its own if it is not there."""
+    path = folder.with_name(f"{folder.name}.q4_0.gguf")
+    if not path.exists():
+        part = path.with_suffix(".part")
+        subprocess.run([sys.executable, "-m", "bench.peers.gguf_file", str(folder), str(part)], check=True)
+        part.rename(path)
+    return path
+
+
 def run(folder: Path, way: str, scratch: Path, given: argparse.Namespace) -> Run:
     """One way, measured in its own process; its logits lie in scratch afterwards."""
+    foreign = way in PEERS.values()
     asked = {
-        "folder": str(folder),
+        **({"file": str(gguf_of(folder))} if foreign else {"folder": str(folder)}),
         "way": way,
         "prompt": given.prompt,
         "context": given.context,
@@ -70,7 +86,8 @@ def run(folder: Path, way: str, scratch: Path, given: argparse.Namespace) -> Run
     }
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(given.cache or scratch / slug(way))}
     env["OMP_NUM_THREADS"] = str(given.threads)
-    command = [sys.executable, str(Path(__file__).with_name("model_run.py")), json.dumps(asked)]
+    program = ["-m", "bench.peers.llama_cpp"] if foreign else [str(Path(__file__).with_name("model_run.py"))]
+    command = [sys.executable, *program, json.dumps(asked)]
     done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"measuring {way} failed:\n{done.stderr[-3000:]}")
@@ -81,7 +98,7 @@ def shown(made: Run, prompt: int, error: str) -> tuple[str, ...]:
     """The cells of one row."""
     limits = Limits(made.read, made.wide, made.octets)
     token = made.weight_bytes / limits.read
-    whole = made.operations / (limits.bytes if made.way.endswith("allow_a8") else limits.wide)
+    whole = made.operations / (limits.bytes if made.way in ROUNDED else limits.wide)
     decode, prefill = statistics.median(made.decode), statistics.median(made.prefill)
     return (
         made.way,
@@ -121,18 +138,35 @@ def facts_of(runs: list[Run], given: argparse.Namespace) -> str:
     read = [made.read / 1e9 for made in runs]
     wide = [made.wide / 1e9 for made in runs]
     octets = [made.octets / 1e9 for made in runs]
+    own = [f", {made.weight_bytes / 1e6:.0f} MB in {made.way}" for made in runs if made.way in PEERS.values()]
     return (
         f"--size {given.size}, prompt {given.prompt}, context {given.context}, {given.tokens} tokens, {runs[0].threads} threads; "
         f"limits measured around each run: {min(read):.1f} to {max(read):.1f} GB/s read, "
         f"{min(wide):.0f} to {max(wide):.0f} GFLOP/s, {min(octets):.0f} to {max(octets):.0f} GOP/s of bytes; "
-        f"{runs[0].weight_bytes / 1e6:.0f} MB of weights a token; torch {torch.__version__}."
+        f"{runs[0].weight_bytes / 1e6:.0f} MB of weights a token{''.join(own)}; torch {torch.__version__}."
     )
+
+
+def ways_here(given: argparse.Namespace, console: Console) -> list[str]:
+    """What was asked for and can run; the reasons of the others are printed."""
+    ways = [way for way in WAYS if way in given.ways or way == BASE]
+    if "dense, zentorch" in ways and find_spec("zentorch") is None:
+        ways.remove("dense, zentorch")
+        console.print("dense, zentorch: zentorch is not installed", style="dim")
+    for name in PEERS if given.peers == [] else given.peers or ():
+        lacks = [package for module, package in NEEDED.items() if find_spec(module) is None]
+        if lacks:
+            console.print(f"{name}: not installed: pip install {' '.join(lacks)}", style="dim")
+        else:
+            ways.append(PEERS[name])
+    return ways
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS), help="the eager one always runs")
+    parser.add_argument("--peers", nargs="*", choices=tuple(PEERS), help="other projects (without a name: all)")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (default 512)")
     parser.add_argument("--context", type=int, default=256, help="tokens before the first decoded one (default 256)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to decode (default 32)")
@@ -150,10 +184,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    ways = [way for way in WAYS if way in given.ways or way == BASE]
-    if "dense, zentorch" in ways and find_spec("zentorch") is None:
-        ways.remove("dense, zentorch")
-        console.print("dense, zentorch: zentorch is not installed", style="dim")
+    ways = ways_here(given, console)
     folder = checkpoint(given.checkpoints, given.size)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as name, Console(stderr=True).status("") as status:

@@ -1,0 +1,107 @@
+"""Products of other projects in the benchmarks: a library that is missing is a printed line, one that is there lands in the tables."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from rich.console import Console
+from support.native_weights import require_kernels
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bench import gemm, model
+from bench.peers import LIBRARIES, peers_of
+from bench.peers.gguf_file import codes_of, in_pairs
+from bench.peers.peer import Peer, unsigned_pairs
+from bench.peers.q4_0 import q4_0
+from qcompile.meaning import QuantizedWeight
+
+MODULES = ("openvino", "onnxruntime", "llama_cpp", "gguf")
+
+
+@pytest.fixture
+def without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def fake_peers(weight: QuantizedWeight, threads: int) -> list[Peer]:
+    """Two that take float32: one is right, the other one "rounds" and answers twice as much."""
+    dense, size = weight.dequantize(), weight.codes.numel()
+    right, twice = (partial(linear, weight=dense * factor) for factor in (1, 2))
+    return [
+        Peer(f"fake, {threads} thread", [right, right], size, False, ready=Tensor.float, pool="fake"),
+        Peer("fake that rounds", [twice, twice], size, True, ready=Tensor.float, pool="fake"),
+    ]
+
+
+@pytest.mark.usefixtures("without_libraries")
+def test_a_missing_library_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    weight = gemm.quantized(16, 128, 4, 128, zeros=False)
+    assert list(peers_of(weight, list(LIBRARIES), 1)) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(LIBRARIES)
+    for line, (name, packages) in zip(lines, LIBRARIES.items(), strict=True):
+        assert line.startswith(f"  {name}: ") and line.endswith(f"pip install {packages}"), line
+
+
+@pytest.mark.usefixtures("without_libraries", "same_threads")
+def test_a_peer_lands_in_the_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    require_kernels()
+    module = ModuleType("bench.peers.fake")
+    monkeypatch.setattr(module, "peers", fake_peers, raising=False)
+    monkeypatch.setitem(sys.modules, "bench.peers.fake", module)
+    monkeypatch.setitem(LIBRARIES, "fake", "fake")
+    asked = ["--shapes", "1024x1024", "--m", "1,3", "--budget", "0.1", "--threads", "1", "--kernels", "native.int4"]
+    monkeypatch.setattr(sys, "argv", ["gemm.py", *asked, "--peers", "openvino", "fake", "--out", str(tmp_path)])
+    gemm.main()
+    assert "  openvino: " in capsys.readouterr().out
+    rows = json.loads((tmp_path / "gemm.json").read_text())["rows"]
+    found = {(row["kernel"], row["m"]): row for row in rows}
+    assert {name for name, _ in found} >= {"native.int4", "fake, 1 thread", "fake that rounds"}
+    for m in (1, 3):
+        assert found["native.int4", m]["error"] < 1e-2 and found["fake, 1 thread", m]["error"] < 1e-6
+        assert found["fake that rounds", m]["error"] == pytest.approx(1, abs=1e-3)
+    plain, rounded = (tmp_path / "gemm.md").read_text().split("Activations rounded to 8 bit")
+    assert "| native.int4 |" in plain and "| fake, 1 thread |" in plain
+    assert "| fake that rounds |" in rounded and "fake that rounds" not in plain
+
+
+@pytest.mark.usefixtures("without_libraries")
+def test_a_model_runs_without_the_peer_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    given = argparse.Namespace(ways=["qcompile"], peers=["llama.cpp"])
+    assert model.ways_here(given, Console()) == ["qcompile", "dense, eager"]
+    assert "llama.cpp: not installed: pip install llama-cpp-python gguf" in capsys.readouterr().out
+
+
+def test_q4_0_holds_the_same_weight() -> None:
+    weight = gemm.quantized(8, 256, 4, 128, zeros=False)
+    blocks = q4_0(weight.codes, weight.scales, weight.group).reshape(8, 8, 18)
+    scales = blocks[..., :2].contiguous().view(torch.float16).float()
+    codes = torch.cat([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], dim=-1).float() - 8
+    assert torch.equal((codes * scales).reshape(8, 256), weight.dequantize())
+
+
+def test_codes_of_a_checkpoint_are_those_that_were_packed() -> None:
+    weight = gemm.quantized(8, 256, 4, 128, zeros=False)
+    assert torch.equal(codes_of(unsigned_pairs(weight).view(torch.int32)), weight.codes)
+
+
+def test_rotary_halves_become_pairs() -> None:
+    """Of each of 2 heads of 6 rows: the halves (0, 1, 2) and (3, 4, 5) alternate."""
+    rows = torch.arange(12).unsqueeze(1)
+    assert in_pairs(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    assert in_pairs(rows, 0) is rows
