@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, head_start, regions
+from qcompile import cones, decompositions, head_start, regions
 from qcompile.capture import dynamo_constants
-from qcompile.compilation import Compilation, inductor_decompositions
+from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, QCompileError
 from qcompile.graph import Constant
@@ -175,7 +175,7 @@ def _through_inductor(
     # AOTAutograd's cache would answer for our graphs without asking us; Inductor's own cache works on the rewritten graph.
     with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(  # type: ignore[return-value]
-            gm, list(inputs), inner_compile=compile_inner, config_patches=patches, decompositions=inductor_decompositions()
+            gm, list(inputs), inner_compile=compile_inner, config_patches=patches, decompositions=decompositions.for_inductor()
         )
 
 
@@ -194,13 +194,12 @@ def _few_threads_for_small_loops() -> dict[str, Any]:
 
 def _through_aot(gm: fx.GraphModule, inputs: Sequence[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
     """Compile with AOTAutograd alone; `inner` makes what runs the ATen graph."""
-    from torch._decomp import get_decompositions  # noqa: PLC0415 - as above
     from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415
 
     def compile_inner(aten_gm: fx.GraphModule, aten_inputs: Sequence[Any]) -> Any:
         return inner(aten_gm, aten_inputs, {})
 
-    table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
+    table = decompositions.for_eager()
     with functorch_config.patch(enable_autograd_cache=False):
         compiler = aot_autograd(
             fw_compiler=compile_inner, inference_compiler=compile_inner, decompositions=table, keep_inference_input_mutations=True

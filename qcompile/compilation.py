@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import head_start
+from qcompile import decompositions, head_start
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -27,21 +27,6 @@ from qcompile.report import SiteReport, record
 from qcompile.runner import Packed, Runner
 
 log = logging.getLogger(__name__)
-
-# Inductor turns products of one row into sums of products while tracing; we need to see the products.
-_PRODUCT_DECOMPOSITIONS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")
-
-
-def inductor_decompositions() -> dict[Any, Any]:
-    """Inductor's table without those that hide a matrix product."""
-    from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415 - Inductor is slow to import
-
-    table = select_decomp_table()
-    return {
-        target: rule
-        for target, rule in table.items()
-        if getattr(target, "name", str)().split(".")[0] not in _PRODUCT_DECOMPOSITIONS
-    }
 
 
 class Compilation:
@@ -148,7 +133,7 @@ class Compilation:
         state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
         state.fuel = self.options.fuel
         state.verified = self.verified
-        state.emit = Emitter({} if self._is_eager(kwargs) else inductor_decompositions())
+        state.emit = Emitter({} if self._is_eager(kwargs) else decompositions.for_inductor())
         try:
             # Tracing is still going on around us: without this, constants' values could not be computed.
             with _disable_current_modes(), torch.no_grad():
@@ -227,7 +212,7 @@ class Compilation:
 
         head_start.finish()
         # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
-        settings: dict[str, Any] = {**kwargs, "get_decomp_fn": inductor_decompositions}
+        settings: dict[str, Any] = {**kwargs, "get_decomp_fn": decompositions.for_inductor}
         return compile_fx_inner(gm, inputs, **settings)
 
 

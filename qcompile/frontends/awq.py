@@ -6,7 +6,7 @@ from torch import nn
 
 from qcompile.errors import WeightError
 from qcompile.frontends import grouped
-from qcompile.frontends.linear import Structure
+from qcompile.frontends.product import Structure
 
 
 def prepare(model: nn.Module) -> None:

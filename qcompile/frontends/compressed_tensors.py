@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, UnsupportedSchemeError, WeightError
-from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, Structure, become
+from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
+from qcompile.frontends.product import Structure
 from qcompile.frontends.zero_points import restored_zero_point
 from qcompile.readers.layouts import NVFP4_BLOCK
 

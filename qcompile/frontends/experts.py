@@ -12,8 +12,8 @@ from transformers.core_model_loading import ConversionOps
 
 from qcompile.errors import UnsupportedSchemeError, WeightError
 from qcompile.frontends.checkpoint_schemes import scheme_of
-from qcompile.frontends.linear import Structure
 from qcompile.frontends.ops import dequantize_packed
+from qcompile.frontends.product import Structure
 from qcompile.readers.layouts import NVFP4_BLOCK, unpack_words
 
 Parts = dict[str, Tensor]

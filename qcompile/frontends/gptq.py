@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qcompile.errors import UnsupportedSchemeError, WeightError
 from qcompile.frontends import grouped
-from qcompile.frontends.linear import Structure
+from qcompile.frontends.product import Structure
 from qcompile.readers.layouts import unpack_words
 
 KNOWN_BITS = (2, 4, 8)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompile.frontends.linear import FRONT_DOOR_CLASSES, GroupedLinear, Structure, become
+from qcompile.frontends.linear import FRONT_DOOR_CLASSES, GroupedLinear, become
 from qcompile.frontends.ops import dequantize_packed
+from qcompile.frontends.product import Structure
 
 # Torch implementations of the libraries, whose tensors are still in the checkpoint's order. Others (Marlin, ExLlama, fused ATen)
 # have transformed theirs and stay as they are.

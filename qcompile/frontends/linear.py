@@ -1,29 +1,16 @@
 """Linear layers that keep their packed tensors and dequantize them in their forward, in one traceable call without graph breaks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import NAME_ATTRIBUTE, dequantize_packed
+from qcompile.frontends.product import Structure, packed_linear
 from qcompile.graph import is_released
 from qcompile.ops import fake_quantize
-
-
-class Structure(NamedTuple):
-    """The static arguments of one layer's dequantization.
-
-    activation: the spec of meaning.ActivationQuant, "none" for weight-only layers.
-    """
-
-    layout: str
-    bits: int
-    group: int
-    n: int
-    k: int
-    activation: str = "none"
 
 
 def _product(
@@ -35,12 +22,10 @@ def _product(
     input_zero: Tensor | None = None,
 ) -> Tensor:
     """y = act(x) @ W.T + bias; x [..., K] -> [..., N] in the dtype of x."""
-    packed, scales, zeros, g_idx = tensors
-    layout, bits, group, n, k, activation = spec.split()
-    if activation != "none":
-        x = fake_quantize(x, input_scale, input_zero, activation)
-    weight = dequantize_packed(packed, scales, zeros, g_idx, layout, int(bits), int(group), int(n), int(k), x.dtype)
-    return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    if not spec.endswith("none"):
+        x = fake_quantize(x, input_scale, input_zero, spec.rsplit(maxsplit=1)[-1])
+    y: Tensor = packed_linear(x, *tensors, bias, spec)
+    return y
 
 
 class FrontDoorLinear(nn.Linear):
@@ -95,14 +80,12 @@ class PackedLinear(FrontDoorLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         # Written out without helpers, because Dynamo traces this for every layer of a model.
-        layout, bits, group, n, k, activation = self.spec.split()
-        if activation != "none":
-            input = fake_quantize(input, self.input_scale, self.input_zero_point, activation)
-        zeros = self.weight_global_scale if layout == "nvfp4" else self.weight_zero_point
-        packed, scales, order = self.weight_packed, self.weight_scale, self.weight_g_idx
-        weight = dequantize_packed(packed, scales, zeros, order, layout, int(bits), int(group), int(n), int(k), input.dtype)
-        bias: Tensor | None = self._parameters["bias"]
-        return nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
+        spec = self.spec
+        if not spec.endswith("none"):
+            input = fake_quantize(input, self.input_scale, self.input_zero_point, spec.split()[-1])
+        zeros = self.weight_global_scale if spec.startswith("nvfp4") else self.weight_zero_point
+        y: Tensor = packed_linear(input, self.weight_packed, self.weight_scale, zeros, self.weight_g_idx, self.bias, spec)
+        return y
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         zeros = self.weight_global_scale if self.structure.layout == "nvfp4" else self.weight_zero_point
@@ -172,8 +155,7 @@ def become(module: Any, kind: type[PackedLinear] | type[ByteLinear] | type[Group
     module.__class__ = kind
     module.in_features, module.out_features = structure.k, structure.n
     module.structure = structure
-    # What forward reads: Dynamo guards a text as one value on every call, a tuple as eight.
-    module.spec = " ".join(map(str, structure))
+    module.spec = structure.spec  # what forward reads
     for name in (*kind.OPTIONAL, "bias"):
         plain = module.__dict__.pop(name, None)
         if isinstance(plain, Tensor):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
 from qcompile.frontends.ops import dequantize_packed
+from qcompile.frontends.product import Structure, packed_linear
 
 
 def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, str]]:
@@ -68,3 +69,41 @@ def test_an_unknown_layout_lists_the_known_ones() -> None:
     packed, scales, zeros, order, _ = layouts()["gptq"]
     with pytest.raises(UnknownNameError, match="ct_pack"):
         dequantize_packed(packed, scales, zeros, order, "gptk", 4, 32, 16, 64, torch.float32)
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+@pytest.mark.parametrize("bias", [None, torch.ones(16, dtype=torch.bfloat16)], ids=["no bias", "bias"])
+def test_the_product_of_a_packed_weight(layout: str, bias: Tensor | None) -> None:
+    tensors = layouts()[layout]
+    group = 16 if layout == "nvfp4" else 32
+    spec = Structure(layout, 4, group, 16, 64).spec
+    weight = dequantize_packed(*tensors, 4, group, 16, 64, torch.float32)
+    for shape in ((64,), (0, 64), (3, 64), (2, 3, 64)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        arguments = (x, *tensors[:4], bias, spec)
+        assert torch.equal(packed_linear(*arguments), torch.nn.functional.linear(x, weight, None if bias is None else bias.float()))
+        checks = ["test_faketensor", "test_autograd_registration", *([] if layout == "nvfp4" else ["test_schema"])]
+        torch.library.opcheck(packed_linear, arguments, test_utils=checks)
+
+
+def test_gradients_of_the_product() -> None:
+    tensors = layouts()["gptq"]
+    spec = Structure("gptq", 4, 32, 16, 64).spec
+    x, bias = torch.randn(2, 3, 64, requires_grad=True), torch.randn(16, requires_grad=True)
+    weight = dequantize_packed(*tensors, 4, 32, 16, 64, torch.float32)
+    wanted = torch.autograd.grad(torch.nn.functional.linear(x, weight, bias).square().sum(), (x, bias))
+    got = torch.autograd.grad(packed_linear(x, *tensors[:4], bias, spec).square().sum(), (x, bias))
+    for want, have in zip(wanted, got, strict=True):
+        torch.testing.assert_close(have, want)
+    packed, scales, *rest = tensors[:4]
+    with pytest.raises(NotImplementedError, match="gradients of packed weights are not offered"):
+        packed_linear(x, packed, scales.requires_grad_(), *rest, bias, spec).sum().backward()
+
+
+def test_a_wrong_width_is_named_while_tracing() -> None:
+    tensors = layouts()["gptq"]
+    with (
+        torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(RuntimeError, match=r"expected x of shape \[\.\.\., 64\]"),
+    ):
+        packed_linear(torch.zeros(3, 32), *tensors[:4], None, Structure("gptq", 4, 32, 16, 64).spec)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompile import decompositions
 from qcompile.capture import aot_constants, dynamo_constants
 from qcompile.graph import to_text
 from qcompile.options import Options
@@ -53,7 +53,7 @@ def with_state(
             found.append(state)
             return lambda args: [torch.zeros(())] * 8
 
-        table = get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose])
+        table = decompositions.for_eager()
         compiler = aot_autograd(
             fw_compiler=inner, inference_compiler=inner, decompositions=table, keep_inference_input_mutations=True
         )

@@ -4,7 +4,8 @@ import torch
 from support.spellings import scale, uint4, words
 from torch import Tensor, nn
 
-from qcompile.frontends.linear import PackedLinear, Structure, become
+from qcompile.frontends.linear import PackedLinear, become
+from qcompile.frontends.product import Structure
 
 
 def packed_linear(
