@@ -1,72 +1,59 @@
 """No native kernel reads or writes outside its arguments: the torch-free sources under address sanitizer, over edge shapes."""
 
 import os
-import platform
-import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.native_sources import KERNEL_TESTS, LEVELS, X86, Sources, build, compiler, for_levels, plain
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-PLAIN = ("common/isa.cpp", "cpu/linear.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-LEVELS = {
-    "cpu/level_avx2.cpp": AVX2,
-    "cpu/level_avx2_vnni.cpp": (*AVX2, "-mavxvnni"),
-    "cpu/level_avx2_vnni_evex.cpp": (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512vnni"),
-    "cpu/level_avx512.cpp": AVX512,
-    "cpu/level_avx512_vnni.cpp": (*AVX512, "-mavx512vnni"),
-    "cpu/level_avx512_bf16.cpp": (*AVX512, "-mavx512bf16"),
-}
+ADDRESS = "-fsanitize=address"
+# Checks as calls: code with a check at every load takes GCC more than twice as long to compile.
+CHECKS_AS_CALLS = {"g++": ("--param", "asan-instrumentation-with-call-threshold=0")}
 # Undefined behaviour is looked for in what runs everywhere only: with it, the vector code of all levels takes minutes to compile.
-ADDRESS = ("-fsanitize=address",)
-UNDEFINED: tuple[str, ...] = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
-LEAST_PRODUCTS = 9 * 2 * 3 * 3 * 2 * 9  # shapes, bits, variants, dtypes, rounded or not, rows: for one level
+UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+WITHOUT_VNNI = ("avx2", "avx512", "avx512_bf16")
+# Of one level at least.
+LEAST_PRODUCTS = 9 * 2 * 3 * 3 * 2 * 9  # shapes, bits, variants, dtypes, rounded or not, rows
+LEAST_ATTENTION = 8 * 3 * 6 * 2 * 2  # shapes, dtypes, masks, causal or not, in one part or several
+LEAST_DENSE = 14 * 3 * 2 * 2  # shapes, dtypes, rows, bias or not
+LEAST_DIGESTS = 67 * 6  # chunks, bytes more or less
 
 
-def compile_one(compiler: str, source: Path, flags: tuple[str, ...], to: Path) -> Path:
-    target = to / f"{source.stem}.o"
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O1",
-        "-ffp-contract=fast",
-        "-w",
-        *ADDRESS,
-        *flags,
-        f"-I{CSRC}",
-        "-c",
-        str(source),
-        "-o",
-        str(target),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return target
+def everywhere(program: str, *names: str) -> Sources:
+    own = dict.fromkeys((KERNEL_TESTS / f"{program}.cpp",), UNDEFINED)
+    return own | plain("common/isa.cpp", *names, flags=UNDEFINED)
 
 
-def test_every_kernel_under_address_sanitizer(tmp_path: Path) -> None:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    sources = dict.fromkeys((*(CSRC / name for name in PLAIN), Path(__file__).with_name("bounds.cpp")), UNDEFINED)
-    if platform.machine() in ("x86_64", "AMD64"):
-        sources |= {CSRC / name: flags for name, flags in LEVELS.items()}
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda item: compile_one(compiler, item[0], item[1], tmp_path), sources.items()))
-    program = tmp_path / "bounds"
-    done = subprocess.run(
-        [compiler, *ADDRESS, *UNDEFINED, *map(str, objects), "-o", str(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def products() -> Sources:
+    trap = {KERNEL_TESTS / "vnni_trap.cpp": ()} if X86 else {}
+    sources = everywhere("bounds", "cpu/linear.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
+    return sources | trap | for_levels("level", LEVELS)
+
+
+def unquantized(family: str) -> Sources:
+    sources = everywhere(f"bounds_{family}", f"cpu/{family}.cpp", f"cpu/{family}_generic.cpp")
+    return sources | for_levels(family, WITHOUT_VNNI)
+
+
+def digest() -> Sources:
+    return everywhere("bounds_digest", "cpu/digest.cpp", "cpu/digest_generic.cpp") | for_levels("digest", ("avx2", "avx512"))
+
+
+@pytest.mark.parametrize(
+    ("sources", "least"),
+    [
+        (products(), LEAST_PRODUCTS),
+        (unquantized("attention"), LEAST_ATTENTION),
+        (unquantized("dense"), LEAST_DENSE),
+        (digest(), LEAST_DIGESTS),
+    ],
+    ids=("products", "attention", "dense", "digest"),
+)
+def test_every_kernel_under_address_sanitizer(sources: Sources, least: int, tmp_path: Path) -> None:
+    flags = ("-O1", ADDRESS, *CHECKS_AS_CALLS.get(Path(compiler()).name, ()))
+    program = build(sources, flags, (ADDRESS, *UNDEFINED), tmp_path)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert int(done.stdout) >= LEAST_PRODUCTS
+    assert int(done.stdout) >= least
