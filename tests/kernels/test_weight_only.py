@@ -3,14 +3,14 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from support.native_problems import Problem, problems
 from support.native_weights import (
     DTYPES,
     EVERY_DTYPE,
     EVERY_LEVEL,
-    LEVELS,
     ROWS,
     TOLERANCE,
+    WORST,
     Weight,
     activations,
     expected,
@@ -136,13 +136,9 @@ def test_nan_and_infinity_stay_in_their_rows(level: int) -> None:
     assert not bool(torch.isfinite(y[2]).any())
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_shape_and_group(data: st.DataObject) -> None:
-    bits = data.draw(st.sampled_from((4, 8)), "bits")
-    n, k, m = data.draw(st.integers(1, 70), "n"), data.draw(st.integers(1, 300), "k"), data.draw(st.integers(0, 30), "m")
-    group = data.draw(st.integers(1, k), "group")
-    w = weight(n, k, group, bits=bits, zeros=data.draw(st.booleans(), "zeros"), seed=data.draw(st.integers(0, 99), "seed"))
-    x = activations(m, k, torch.float32)
-    y = product(w, x, level=data.draw(st.integers(0, len(LEVELS) - 1), "level"))
-    assert weighted_error(y, x, w) <= 1e-6
+@settings(max_examples=1000, deadline=None)
+@given(problem=problems())
+def test_any_problem(problem: Problem) -> None:
+    y = product(problem.w, problem.x, problem.perm, problem.bias, problem.level)
+    assert y.dtype is problem.x.dtype
+    assert weighted_error(y, problem.ordered, problem.w, problem.bias) <= WORST[y.dtype]

@@ -69,7 +69,11 @@ def weight(
     groups = -(-k // group)
     low = 0 if zeros and bits == 4 else -(1 << (bits - 1))
     codes = torch.randint(low, low + (1 << bits), (n, k), generator=generator).to(torch.int8)
-    points = torch.randint(0, 17, (n, groups), generator=generator) if bits == 4 else torch.randint(-128, 128, (n, groups))
+    points = (
+        torch.randint(0, 17, (n, groups), generator=generator)
+        if bits == 4
+        else torch.randint(-128, 128, (n, groups), generator=generator)
+    )
     steps = (torch.rand(n, groups, generator=generator) * 0.02 + 0.001).to(scales)
     return Weight(codes, steps, points.to(torch.int8) if zeros else None, group, bits)
 
@@ -97,17 +101,21 @@ def relative_error(y: Tensor, wanted: Tensor) -> float:
     return float((y.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
-def weighted_error(y: Tensor, x: Tensor, w: Weight) -> float:
-    """The difference from x @ W.T relative to it, or to the size of its terms where they cancel to less.
+def weighted_error(y: Tensor, x: Tensor, w: Weight, bias: Tensor | None = None) -> float:
+    """The difference from x @ W.T + bias relative to it, or to the size of its terms where they cancel to less.
 
     Kernels take codes times x and zero points times x apart, so a term is as large as both together, even where they are equal.
     """
-    wanted = expected(x, w)
+    wanted = expected(x, w, bias=bias)
     if wanted.numel() == 0:
         return 0.0
     apart = Weight(w.codes.double().abs(), w.scales, None if w.zeros is None else -w.zeros.double().abs(), w.group, w.bits)
     terms = (x.double().abs() @ apart.dense().T).norm() / max(w.k, 1) ** 0.5
-    return float((y.double() - wanted).norm() / max(float(wanted.norm()), float(terms), 1e-30))
+    # The least numbers of float16 are 2^-24 apart.
+    unavoidable = 2.0**-25 * wanted.numel() ** 0.5 if y.dtype is torch.float16 else 0.0
+    difference = max(0.0, float((y.double() - wanted).norm()) - unavoidable)
+    assert bool(torch.isfinite(y).all())
+    return difference / max(float(wanted.norm()), float(terms), 1e-30)
 
 
 def tolerance(dtype: torch.dtype, outputs: int) -> float:
