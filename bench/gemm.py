@@ -25,7 +25,7 @@ from torch import Tensor
 
 import qcompile
 from bench.peers import LIBRARIES, peers_of
-from bench.peers.peer import OURS, Peer, copies_of
+from bench.peers.peer import Peer, copies_of
 from qcompile.errors import KernelRefusedError
 from qcompile.kernels import kernels
 from qcompile.meaning import ActivationQuant, QuantizedWeight
@@ -33,8 +33,9 @@ from qcompile.targets.native_ops import missing_ops
 
 # With one thread, the processor time of the process: waiting for other processes on a shared machine is then not counted.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-# Threads of OpenMP spin for some ms after their work, on the cores that the threads of another library then need.
-SETTLE_S = 0.01
+# Threads spin after their work (OpenMP 7 ms, ONNX Runtime 40 ms), on the cores that the threads of another library then need.
+SETTLE_S = 0.05
+TURNS = 10  # that the peers of one library have before those of the next one
 PROBE_BYTES = 256 << 20
 NEVER = ("reference.quantized_linear", "xpu.", "rdna3.")
 ROUNDS = ("native.int8", "native.int4_a8", "zentorch.dynamic_qlinear", "torch.qlinear_int8")
@@ -160,19 +161,23 @@ def dense_peers(weight: QuantizedWeight) -> Iterator[Peer]:
 
 
 def time_all(all_peers: list[Peer], given: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Times of every peer, called in turn; where threads of another library take over, after a pause and a call that wakes them."""
+    """Times of every peer, called in turn; where threads of another library take over, after a pause and calls that wake them."""
     times: dict[str, list[float]] = {peer.name: [] for peer in all_peers}
-    now, pool = clock(), OURS
-    for _ in range(repeats):
-        for peer in all_peers:
-            x = given[peer.name]
-            if peer.pool != pool:
+    pools = {peer.pool: [other for other in all_peers if other.pool == peer.pool] for peer in all_peers}
+    now = clock()
+    for done in range(0, repeats, TURNS):
+        for group in pools.values():
+            if len(pools) > 1:
                 time.sleep(SETTLE_S)
-                peer(x)
-                pool = peer.pool
-            start = now()
-            peer(x)
-            times[peer.name].append(now() - start)
+                for _ in range(2):
+                    for peer in group:
+                        peer(given[peer.name])
+            for _ in range(min(TURNS, repeats - done)):
+                for peer in group:
+                    x = given[peer.name]
+                    start = now()
+                    peer(x)
+                    times[peer.name].append(now() - start)
     return times
 
 

@@ -56,12 +56,13 @@ def model_of(ov: Any, weight: QuantizedWeight) -> Any:
 
 
 def ready_for(ov: Any, requests: list[Any]) -> Callable[[Tensor], None]:
-    """Hands x to every request: they keep it, and where y goes."""
+    """Hands x to every request, which keeps it, and lets it prepare for this shape: its first call takes 80 ms."""
 
     def ready(x: Tensor) -> None:
         shared = ov.Tensor(x.view(torch.int16).numpy(), ov.Shape(list(x.shape)), ov.Type.bf16)
         for request in requests:
             request.set_input_tensor(shared)
+            request.infer()
 
     return ready
 
