@@ -8,6 +8,7 @@ from qcompile.attention import Attention, find_attention, module_path, same_size
 from qcompile.attention_check import call, disproof, key_of, outer_inputs
 from qcompile.graph import value
 from qcompile.kernels import Reasons, against_options, unmet
+from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State
 from qcompile.platform import Platform, platform
 from qcompile.report import SiteReport
@@ -16,12 +17,10 @@ from qcompile.targets.native_attention import DTYPES, NAME, most_queries
 
 log = logging.getLogger(__name__)
 
-Proof = tuple[str, float | None]
-
 
 def apply(state: State) -> None:
     """Look at every attention; rewrite it, or note why not."""
-    proven: dict[str, Proof] = {}
+    proven: dict[str, Verdict] = {}
     for node in list(state.graph.nodes):
         try:
             _look(state, node, proven)
@@ -30,7 +29,7 @@ def apply(state: State) -> None:
             _note(state, module_path(node), (f"could not be read: {type(error).__name__}: {error}",))
 
 
-def _look(state: State, node: fx.Node, proven: dict[str, Proof]) -> None:
+def _look(state: State, node: fx.Node, proven: dict[str, Verdict]) -> None:
     found = find_attention(node)
     if found is None:
         return
@@ -84,7 +83,7 @@ def _refusals(found: Attention, where: Platform) -> Reasons:
     )
 
 
-def _proven(state: State, found: list[Attention], proven: dict[str, Proof]) -> tuple[Attention | None, str, float | None]:
+def _proven(state: State, found: list[Attention], proven: dict[str, Verdict]) -> tuple[Attention | None, str, float | None]:
     """The first proposal that holds with the least SQNR of our kernel, or what is wrong with the first one."""
     first = ""
     runs_here = not state.platform.simulated or not native_attention.missing(platform())

@@ -10,6 +10,7 @@ from torch import fx
 from qcompile.errors import UnservedError
 from qcompile.graph import is_released, value
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
+from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
@@ -29,9 +30,8 @@ _DENSE_ROWS = (128, 512)  # where a dense product might be quicker: it unpacks n
 _DENSE_GAIN = 1.05
 _PREDICTED_GAIN = 1.25  # a prediction may be that far off; below it there is nothing to tell
 _ROOM = 0.5  # of the memory may be taken by dense weights
-Verified = dict[tuple[str, Site], tuple[str, float | None]]
 # What the check of a kernel on the packed form of these raw weights said; the rewrite is checked in every graph.
-_proven: dict[tuple[Any, ...], tuple[tuple[str, float | None], Leaves]] = {}
+_proven: dict[tuple[Any, ...], tuple[Verdict, Leaves]] = {}
 
 
 def forget() -> None:
@@ -62,7 +62,7 @@ def apply(state: State) -> None:
         raise UnservedError(lines)
 
 
-def _decide(state: State, site: GraphSite, verified: Verified, times: Times) -> None:
+def _decide(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> None:
     reasons: dict[str, Reasons] = {}
     wrong = _rewrite_proven(state, site, verified)
     if wrong:
@@ -146,7 +146,7 @@ def _options_against(kernel: Kernel, options: Options) -> Reasons:
     return against_options(kernel.name, options)
 
 
-def _verified(state: State, site: GraphSite, kernel: Kernel, verified: Verified) -> tuple[str, float | None]:
+def _verified(state: State, site: GraphSite, kernel: Kernel, verified: dict[Any, Verdict]) -> Verdict:
     """("" or what is wrong, SQNR in dB) of this kernel for this structure, checked once per structure or for every site."""
     if state.options.verify == "off" or not _runs_here(kernel, state.platform) or _is_released(state, site):
         return "", None
@@ -159,7 +159,7 @@ def _verified(state: State, site: GraphSite, kernel: Kernel, verified: Verified)
         recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants, shelf)
     except Exception as error:  # as above
         log.debug("tracing the packing of %s", kernel.name, exc_info=True)
-        result: tuple[str, float | None] = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
+        result: Verdict = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
     else:
         leaves = recipe.pick(state.constants)
         identity = (*key, recipe.key, *(leaf.identity for leaf in leaves))
@@ -177,7 +177,7 @@ def _verified(state: State, site: GraphSite, kernel: Kernel, verified: Verified)
     return result
 
 
-def _rewrite_proven(state: State, site: GraphSite, verified: Verified) -> str:
+def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict]) -> str:
     """What is wrong with the canonical call that stands for the site's original graph, "" if nothing; once per structure."""
     if state.options.verify == "off" or _is_released(state, site):
         return ""

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from qcompile.attention import module_path
 from qcompile.graph import aten, evaluate, is_call, value
 from qcompile.kernels import Reasons, against_options, unmet
-from qcompile.meaning import sqnr_db
+from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
 from qcompile.platform import platform
 from qcompile.report import SiteReport
@@ -19,8 +19,6 @@ from qcompile.targets.native_dense import FEW_ROWS, NAME, call
 from qcompile.verify import ACCEPT_DB
 
 log = logging.getLogger(__name__)
-
-Proof = tuple[str, float | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +33,7 @@ class Dense:
 
 def apply(state: State) -> None:
     """Look at every product with a dense constant; rewrite it, or note why not."""
-    proven: dict[Any, Proof] = {}
+    proven: dict[Any, Verdict] = {}
     for node in list(state.graph.nodes):
         found = find_dense(state, node)
         if found is None or not node.users:
@@ -76,7 +74,7 @@ def _turned(node: Any) -> Any:
     return node.args[0] if is_call(node, aten.t.default) else None
 
 
-def _look(state: State, found: Dense, proven: dict[Any, Proof]) -> None:
+def _look(state: State, found: Dense, proven: dict[Any, Verdict]) -> None:
     if _refusals(found):
         return  # what PyTorch does as well needs no row in the report
     reasons = (*against_options(NAME, state.options), *native_dense.missing(state.platform))
@@ -112,7 +110,7 @@ def _refusals(found: Dense) -> Reasons:
     )
 
 
-def _proof(state: State, found: Dense, proven: dict[Any, Proof]) -> Proof:
+def _proof(state: State, found: Dense, proven: dict[Any, Verdict]) -> Verdict:
     """("" or what is wrong, SQNR against the graph's own product), once for each shape."""
     if state.options.verify == "off" or (state.platform.simulated and native_dense.missing(platform())):
         return "", None

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from qcompile.attention import Attention
 from qcompile.graph import evaluate, hint, structural_key, subgraph, value
-from qcompile.meaning import sqnr_db
+from qcompile.meaning import Verdict, sqnr_db
 
 ACCEPT_DB = 40.0
 
@@ -50,7 +50,7 @@ def key_of(found: Attention, sizes: dict[fx.Node, Any]) -> str:
     return f"{structural_key([found.out], stop)}\n{more}"
 
 
-def disproof(found: Attention, sizes: dict[fx.Node, Any], kernel: bool) -> tuple[str, float | None]:
+def disproof(found: Attention, sizes: dict[fx.Node, Any], kernel: bool) -> Verdict:
     """("" or the sentence why the proposal must not be used, least SQNR in dB of our kernel against the graph).
 
     The graph is compared with the proposal's formula, and with `kernel` also with what our operator gives.

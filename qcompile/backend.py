@@ -16,6 +16,7 @@ from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, QCompileError
 from qcompile.graph import Constant
+from qcompile.meaning import Verdict
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.report import Report, SiteReport, clear, emit_trace, record
@@ -83,7 +84,7 @@ class _Graph:
         self.number = next(_numbers)
         self.constants = dynamo_constants(gm, inputs)
         self.rows: list[SiteReport] = []
-        self.verified: dict[Any, tuple[str, float | None]] = {}
+        self.verified: dict[Any, Verdict] = {}
 
     @property
     def may_be_cut(self) -> bool:

@@ -18,6 +18,7 @@ from qcompile.dump import Dump
 from qcompile.emit import Emitter
 from qcompile.errors import QCompileError
 from qcompile.graph import Constant, hint, value
+from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, check_equality, run
@@ -51,7 +52,7 @@ class Compilation:
         busy: set[int] | None = None,
         hold: bool = False,
         explained: bool = False,
-        verified: dict[Any, tuple[str, float | None]] | None = None,
+        verified: dict[Any, Verdict] | None = None,
     ) -> None:
         self.gm, self.outer, self.options, self.number, self.dump = gm, outer, options, number, dump
         self.busy, self.hold, self.explained = busy or set(), hold, explained

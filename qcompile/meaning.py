@@ -216,6 +216,10 @@ class ActivationQuant:
 NO_ACTIVATION_QUANT = ActivationQuant()
 
 
+# What a check by value says: "" or the sentence why not, and the ratio of signal to noise in dB, where it was measured.
+Verdict = tuple[str, float | None]
+
+
 def sqnr_db(signal: Tensor, other: Tensor) -> float:
     """Signal to quantization noise in dB, 10 log10(sum s^2 / sum (s - o)^2); inf when equal, nan when either has NaN."""
     wide = signal.to(torch.float64)

@@ -12,7 +12,7 @@ from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError
 from qcompile.graph import Constant, evaluate, hint
 from qcompile.kernels import Kernel, Site
-from qcompile.meaning import sqnr_db
+from qcompile.meaning import Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.platform import Platform
 from qcompile.readers import Proposal
@@ -93,7 +93,7 @@ class State:
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
     fuel: int | None = None
-    verified: dict[Any, tuple[str, float | None]] = field(default_factory=dict)  # what `choose` proved, for all parts of one graph
+    verified: dict[Any, Verdict] = field(default_factory=dict)  # what `choose` proved, for all parts of one graph
     emit: Emitter = field(default_factory=Emitter)
 
     @property

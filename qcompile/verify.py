@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands, dequantize, row_pieces, sqnr_db
+from qcompile.meaning import ActivationQuant, Operands, Verdict, dequantize, row_pieces, sqnr_db
 from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
 from qcompile.products import through_views
@@ -29,7 +29,7 @@ def verify(
     recipe: Recipe,
     leaves: Sequence[Constant],
     constants: Mapping[fx.Node, Constant],
-) -> tuple[str, float | None]:
+) -> Verdict:
     """("" or the sentence why the kernel must not be used, SQNR in dB against the canonical operation)."""
     trim()  # of what the check before this one left behind
     feed = {node: constant.tensor for node, constant in constants.items()}
