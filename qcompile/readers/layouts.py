@@ -44,11 +44,17 @@ class Stored(NamedTuple):
 Unpack = Callable[[Stored, Packing], Operands]
 
 
+def _is_meta(words: Tensor) -> bool:
+    return isinstance(words, Tensor) and words.is_meta  # while tracing it is a stand-in without values
+
+
 def unpack_words(words: Tensor, bits: int, rows: int, columns: int) -> Tensor:
     """int32 [rows, ceil(columns * bits / 32)] -> unsigned codes [rows, columns] (uint8), element i at bit i * bits of its row.
 
     Dense: for 3, 5, 6 and 7 bits a code may lie across two words. Little-endian, as every platform here is.
     """
+    if _is_meta(words):  # only its shape is wanted; PyTorch's shifts of meta tensors take a millisecond each
+        return words.new_empty((rows, columns), dtype=torch.uint8)
     if bits in {2, 4, 8}:
         # A clone, because contiguous() keeps the odd strides of a transposed row of length one, which view refuses.
         octets = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
@@ -71,6 +77,8 @@ def unpack_words(words: Tensor, bits: int, rows: int, columns: int) -> Tensor:
 
 def unpack_awq_words(words: Tensor, rows: int) -> Tensor:
     """int32 [rows, C / 8] in AWQ's nibble order -> unsigned codes [rows, C] (uint8)."""
+    if _is_meta(words):  # as above
+        return words.new_empty((rows, words.shape[1] * 8), dtype=torch.uint8)
     parts = [((words >> (4 * place)) & 15).to(torch.uint8) for place in AWQ_PLACE]
     return torch.stack(parts, dim=-1).reshape(rows, -1)
 

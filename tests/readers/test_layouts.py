@@ -79,6 +79,8 @@ def agree(layout: str, case: Drawn, stored: Stored, expected: Tensor) -> None:
     for left, right in zip(found, traced, strict=True):
         assert (left is None) == (right is None)
         assert left is None or torch.equal(left, right)
+    shape = LAYOUTS[layout].unpack(stored._replace(packed=stored.packed.to("meta")), packing).codes
+    assert shape.is_meta and (shape.shape, shape.dtype) == (found.codes.shape, found.codes.dtype)
     result = dequantize_packed(*stored, layout, case.bits, case.group, case.n, case.k, torch.float32)
     assert torch.equal(result.double(), expected)
 
