@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor
 
 import qcompile
-from bench.gemm import Limits, limits
+from bench.gemm import limits
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import load_model
 from qcompile.cli.measure import forget_peak, peak, resident
@@ -103,7 +103,7 @@ def measure(folder: str, way: str, prompt: int, context: int, tokens: int, logit
             decode.append(time.perf_counter() - begin)
     most = peak()
     torch.save(torch.stack(answers).float(), logits)
-    best = better(before, limits())
+    best = before.better(limits())
     return Run(
         way=way,
         threads=torch.get_num_threads(),
@@ -153,10 +153,6 @@ def seconds(act: Callable[[], None]) -> float:
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
-
-
-def better(a: Limits, b: Limits) -> Limits:
-    return Limits(max(a.read, b.read), max(a.wide, b.wide), max(a.bytes, b.bytes))
 
 
 if __name__ == "__main__":

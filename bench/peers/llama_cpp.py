@@ -85,7 +85,7 @@ def measure(file: str, way: str, prompt: int, context: int, tokens: int, logits:
         decode.append(time.perf_counter() - begin)
     most = peak()
     torch.save(torch.stack(answers)[:, None], logits)
-    read, wide, octets = map(max, astuple(before), astuple(limits()))
+    read, wide, octets = astuple(before.better(limits()))
     return {
         "way": way,
         "threads": torch.get_num_threads(),
