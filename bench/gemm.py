@@ -98,18 +98,23 @@ def measured(call: Callable[[], float], repeats: int) -> float:
     return best
 
 
-def limits() -> Limits:
-    """Measured now, with torch's threads, by the loops of csrc/cpu/probe_body.h."""
-    buffer = torch.ones(PROBE_BYTES, dtype=torch.uint8)
-    ops = torch.ops.qcompile
+def bandwidth(buffer: Tensor | None = None) -> float:
+    """Bytes per second read, measured now; buffer: PROBE_BYTES of memory, touched before."""
+    given = torch.ones(PROBE_BYTES, dtype=torch.uint8) if buffer is None else buffer
 
     def read() -> float:
-        ops.native_probe_read(buffer)
-        return float(PROBE_BYTES)
+        torch.ops.qcompile.native_probe_read(given)
+        return float(given.numel())
 
+    return measured(read, 8)
+
+
+def limits() -> Limits:
+    """Measured now, with torch's threads, by the loops of csrc/cpu/probe_body.h."""
+    ops = torch.ops.qcompile
     wide = measured(lambda: float(ops.native_probe_multiply(False, 20_000)), 60)
     octets = measured(lambda: float(ops.native_probe_multiply(True, 20_000)), 60)
-    return Limits(measured(read, 8), wide, octets)
+    return Limits(bandwidth(), wide, octets)
 
 
 def quantized(n: int, k: int, bits: int, group: int, *, zeros: bool) -> QuantizedWeight:

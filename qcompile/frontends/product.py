@@ -76,9 +76,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """Gradients of x and bias; codes have none, and those of scales are not offered."""
-    if any(ctx.needs_input_grad[1:5]):
-        raise NotImplementedError("gradients of packed weights are not offered: set requires_grad of the scales to False")
+    """Gradients of x and bias. A packed weight is a constant: its scales get none, as from `dequantize_packed`."""
     packed, scales, zeros, g_idx = ctx.saved_tensors
     of_x = grad @ _dense(grad, packed, scales, zeros, g_idx, Structure.parse(ctx.spec)) if ctx.needs_input_grad[0] else None
     of_bias = grad.flatten(0, -2).sum(0).to(ctx.bias) if ctx.needs_input_grad[5] else None

@@ -186,3 +186,19 @@ def test_grad_mode_without_gradients_is_served() -> None:
     x = torch.randn(3, K).to(BF16)
     assert sqnr_db(model(x), run(x)) >= 40
     assert served() == ["reference.quantized_linear"] * 4
+
+
+def test_gradients_through_packed_weights() -> None:
+    """As a library loads them, scales may ask for gradients; they are constants and get none, the input does."""
+    model = Stack(1, width=K)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("scale"))
+    run = torch.compile(model, backend="qcompile", options=EAGER)
+    x = torch.randn(3, K).to(BF16).requires_grad_()
+    with pytest.warns(UserWarning, match="gradients are needed"):
+        run(x).float().square().sum().backward()
+    ours, x.grad = x.grad, None
+    model(x).float().square().sum().backward()
+    assert ours is not None and x.grad is not None and sqnr_db(x.grad, ours) >= 35
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert served() == []
