@@ -1,34 +1,46 @@
-"""Asks Inductor's slow question about the processor while our own passes run.
+"""Has Inductor do its slow preparations while our own passes run.
 
-Inductor compiles and loads a test library for each vector instruction set, in processes of their own that it waits for: with an
-empty cache some seconds, with a full one still most of a second. It keeps the answers for the rest of the process.
+For its cache it reads all of its own source files: a good part of a second. And it compiles and loads a test library for each
+vector instruction set, in processes of their own that it waits for: with an empty cache some seconds, with a full one still most of
+a second. It keeps the results for the rest of the process.
 """
 
 import logging
 import threading
 
 log = logging.getLogger(__name__)
-_asking: threading.Thread | None = None
+_worker: threading.Thread | None = None
 
 
 def begin() -> None:
-    """Ask in the background, once per process. Inductor must have been imported: two threads that import it at once may meet."""
-    global _asking  # noqa: PLW0603 - one question per process
-    if _asking is None:
-        _asking = threading.Thread(target=_ask, name="qcompile-head-start", daemon=True)
-        _asking.start()
+    """Begin in the background, once per process. Inductor must have been imported: two threads that import it at once may meet."""
+    global _worker  # noqa: PLW0603 - once per process
+    if _worker is None:
+        _worker = threading.Thread(target=_prepare, name="qcompile-head-start", daemon=True)
+        _worker.start()
 
 
 def finish() -> None:
-    """Wait for the answer; it would be asked a second time otherwise."""
-    if _asking is not None:
-        _asking.join()
+    """Wait for the results; Inductor would do the same a second time otherwise."""
+    if _worker is not None:
+        _worker.join()
 
 
-def _ask() -> None:
-    try:
-        from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # noqa: PLC0415 - Inductor is slow to import
+def _prepare() -> None:
+    for prepare in (_read_sources, _ask_for_instruction_sets):
+        try:
+            prepare()
+        except Exception:  # then Inductor does it itself, and says what is wrong
+            log.debug("%s", prepare.__name__, exc_info=True)
 
-        valid_vec_isa_list()
-    except Exception:  # then Inductor asks itself, and says what is wrong
-        log.debug("asking for the processor's instruction sets", exc_info=True)
+
+def _read_sources() -> None:
+    from torch._inductor.codecache import torch_key  # noqa: PLC0415 - Inductor is slow to import
+
+    torch_key()
+
+
+def _ask_for_instruction_sets() -> None:
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # noqa: PLC0415 - as above
+
+    valid_vec_isa_list()
