@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 Unpack = Callable[[Stored, Packing], Operands]
 
 
-def _is_meta(words: Tensor) -> bool:
+def _is_meta(words: object) -> bool:
     return isinstance(words, Tensor) and words.is_meta  # while tracing it is a stand-in without values
 
 
