@@ -21,7 +21,7 @@ def test_a_step_is_split() -> None:
     (name,) = found.operators
     calls, ms = found.operators[name]
     assert (name, calls) == ("qcompile::fake_quantize", 3)
-    assert ms > 0 and found.rest >= 5 and abs(found.rest + ms - found.step) < 1e-9
+    assert ms > 0 and found.step >= 5 and abs(found.rest + ms - found.step) < 1e-9
 
 
 def test_the_table() -> None:
