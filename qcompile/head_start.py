@@ -1,8 +1,9 @@
 """Has Inductor do its slow preparations while our own passes run.
 
-For its cache it reads all of its own source files: a good part of a second. And it compiles and loads a test library for each
-vector instruction set, in processes of their own that it waits for: with an empty cache some seconds, with a full one still most of
-a second. It keeps the results for the rest of the process.
+For its cache it reads all of its own source files: a good part of a second. It compiles and loads a test library for each vector
+instruction set, in processes of their own that it waits for: with an empty cache some seconds, with a full one still most of a
+second. Then it has the compiler look whether the header of all its kernels is still the one that it compiled in advance. It keeps
+the results for the rest of the process.
 """
 
 import logging
@@ -27,7 +28,7 @@ def finish() -> None:
 
 
 def _prepare() -> None:
-    for prepare in (_read_sources, _ask_for_instruction_sets):
+    for prepare in (_read_sources, _ask_for_instruction_sets, _look_at_header):
         try:
             prepare()
         except Exception:  # then Inductor does it itself, and says what is wrong
@@ -44,3 +45,13 @@ def _ask_for_instruction_sets() -> None:
     from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # noqa: PLC0415 - as above
 
     valid_vec_isa_list()
+
+
+def _look_at_header() -> None:
+    from torch._inductor.codecache import CppPythonBindingsCodeCache  # noqa: PLC0415 - as above
+
+    # What comes back would compile this kernel when called, which nobody does.
+    kernel = (
+        '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* x) { at::vec::Vectorized<float>(0).store(x); }'
+    )
+    CppPythonBindingsCodeCache.load_pybinding_async(["float*"], kernel)
