@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gemm import Limits
-from bench.model_run import WAYS, Run
+from bench.model_run import WAYS
+from bench.model_times import Run
 from demo import schemes
 from demo.llama import SIZES, float_model
 from qcompile.meaning import sqnr_db

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 import qcompile
 from bench.gemm import limits
+from bench.model_times import PROMPTS, WARM_UP, Run, seconds
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import load_model
 from qcompile.cli.measure import forget_peak, peak, resident
@@ -35,35 +36,6 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "dense, zentorch": {"backend": "zentorch"},
     "dense, eager": None,
 }
-WARM_UP = 2  # calls after the first one whose times do not count
-PROMPTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Seconds and bytes of one way. decode: each token; prefill: each prompt; peak: from loading on, of the whole process.
-
-    library_bytes: what Python and the libraries hold before that, which is a part of the peak.
-
-    weight_bytes: what one step has to read when weights are packed (the embedding's rows are not read); operations: of one prompt.
-    read, wide, octets: the limits of the machine around this run, the best of before and after (bench/gemm.py).
-    """
-
-    way: str
-    threads: int
-    load_s: float
-    first_prompt_s: float
-    first_token_s: float
-    decode: list[float]
-    prefill: list[float]
-    peak_bytes: int
-    library_bytes: int
-    weight_bytes: int
-    operations: float
-    read: float
-    wide: float
-    octets: float
-    summary: str
 
 
 def measure(folder: str, way: str, prompt: int, context: int, tokens: int, logits: str) -> Run:
@@ -147,12 +119,6 @@ def continued(model: Any, full: Any, context: int, tokens: int) -> Any:
         here.values[:, :, :context] = there.values[:, :, :context]
         here.cumulative_length.fill_(context)
     return cache
-
-
-def seconds(act: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

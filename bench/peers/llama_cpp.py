@@ -2,14 +2,13 @@
 
     python -m bench.peers.llama_cpp '{"file": F, "way": "llama.cpp", "prompt": 512, "context": 256, "tokens": 24, "logits": FILE}'
 
-prints one JSON object: the fields of `Run` in bench/model_run.py, which is not imported, so that transformers is not in its memory.
+prints one JSON object: the fields of `Run`. transformers is not imported, so that it is not in this process's memory.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ import torch
 from torch import Tensor
 
 from bench.gemm import limits
+from bench.model_times import PROMPTS, WARM_UP, Run, seconds
 from qcompile.cli.measure import forget_peak, peak, resident
 from qcompile.targets.native_ops import missing_ops
 
-WARM_UP = 2  # as in bench/model_run.py
-PROMPTS = 3
 READ = 0  # LLAMA_LOAD_MODE_NONE
 
 
@@ -59,7 +57,7 @@ class Llama:
         return torch.from_numpy(row.copy())
 
 
-def measure(file: str, way: str, prompt: int, context: int, tokens: int, logits: str) -> dict[str, Any]:
+def measure(file: str, way: str, prompt: int, context: int, tokens: int, logits: str) -> Run:
     weights, operations = sizes(file, prompt)
     import_module("llama_cpp")
     before = limits()
@@ -85,24 +83,24 @@ def measure(file: str, way: str, prompt: int, context: int, tokens: int, logits:
         decode.append(time.perf_counter() - begin)
     most = peak()
     torch.save(torch.stack(answers)[:, None], logits)
-    read, wide, octets = astuple(before.better(limits()))
-    return {
-        "way": way,
-        "threads": torch.get_num_threads(),
-        "load_s": load_s,
-        "first_prompt_s": first_prompt_s,
-        "first_token_s": decode[0],
-        "decode": decode[1 + WARM_UP :],
-        "prefill": prefill,
-        "peak_bytes": most,
-        "library_bytes": library,
-        "weight_bytes": weights,
-        "operations": operations,
-        "read": read,
-        "wide": wide,
-        "octets": octets,
-        "summary": "",
-    }
+    best = before.better(limits())
+    return Run(
+        way=way,
+        threads=torch.get_num_threads(),
+        load_s=load_s,
+        first_prompt_s=first_prompt_s,
+        first_token_s=decode[0],
+        decode=decode[1 + WARM_UP :],
+        prefill=prefill,
+        peak_bytes=most,
+        library_bytes=library,
+        weight_bytes=weights,
+        operations=operations,
+        read=best.read,
+        wide=best.wide,
+        octets=best.bytes,
+        summary="",
+    )
 
 
 def sizes(file: str, prompt: int) -> tuple[int, float]:
@@ -114,13 +112,7 @@ def sizes(file: str, prompt: int) -> tuple[int, float]:
     return size, 2.0 * (products * prompt + head)
 
 
-def seconds(act: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
     if reason := missing_ops():
         raise SystemExit(f"the limits are measured by our C++ kernels: {reason}")
-    print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    print(json.dumps(asdict(measure(**json.loads(sys.argv[1])))))
