@@ -47,6 +47,7 @@ def reset() -> None:
 
 
 backend.reset = reset  # type: ignore[attr-defined]
+head_start.begin_with_dynamo()
 
 
 def compile_graph(
