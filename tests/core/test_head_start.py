@@ -44,10 +44,10 @@ def printed(script: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_it_begins_when_dynamo_starts_on_a_graph():
+def test_it_begins_when_dynamo_starts_on_a_graph() -> None:
     with_it = ["not begun", "asked 0"] if torch.accelerator.is_available() else ["begun", "asked 1"]
     assert printed(BEGINS) == ["not begun", *with_it]
 
 
-def test_it_imports_nothing_of_inductor():
+def test_it_imports_nothing_of_inductor() -> None:
     assert printed(IMPORTS) == ["imported:"]
