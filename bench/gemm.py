@@ -1,9 +1,11 @@
 """Times quantized linears through `qcompile.pack_linear` against the limits of the machine, measured in the same run.
 
 Every kernel that runs here, dense bfloat16, and dense bfloat16 prepacked by oneDNN are called in turn (paired), each time with
-another copy of the weight, so that weights come from memory. The limits are measured before and after each row count, because the
-bandwidth of a shared machine changes from minute to minute. A time over its limit max(bytes read / bandwidth, operations / peak)
-of 1.0 is perfect; the relative L2 error stands beside it, because a fast wrong kernel is no result. Kernels that round
+another copy of the weight, so that weights come from memory. A loop that only reads as many bytes, from memory, takes its turn
+with them: the bandwidth of a shared machine changes within seconds, and a limit is only one beside what ran in the same moments.
+The peaks of products hardly change and are measured before and after each row count. A time over its limit
+max(bytes read / bandwidth, operations / peak) of 1.0 is perfect, medians over medians, and in brackets 10 % quantiles over 10 %
+quantiles; the relative L2 error stands beside it, because a fast wrong kernel is no result. Kernels that round
 activations to 8 bit are held against the limit of 8-bit products and stand in a table of their own. With --peers, products of
 other projects (bench/peers) take part; they read x from their own kind of tensor, made before anything is timed.
 
@@ -30,6 +32,7 @@ from bench.peers.peer import Peer, copies_of
 from qcompile.errors import KernelRefusedError
 from qcompile.kernels import kernels
 from qcompile.meaning import ActivationQuant, QuantizedWeight
+from qcompile.memory import retired
 from qcompile.targets.native_ops import missing_ops
 
 # With one thread, the processor time of the process: waiting for other processes on a shared machine is then not counted.
@@ -38,6 +41,8 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 SETTLE_S = 0.05
 TURNS = 10  # that the peers of one library have before those of the next one
 PROBE_BYTES = 256 << 20
+PAGE = 4096
+READER = "reading alone"
 NEVER = ("reference.quantized_linear", "xpu.", "rdna3.")
 ROUNDS = ("native.int8", "native.int4_a8", "zentorch.dynamic_qlinear", "torch.qlinear_int8")
 TOKEN = ActivationQuant("token", 127.0, -127)
@@ -61,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell: median and 10 % quantile of the times, in seconds, and the error of the result."""
+    """One cell: median and 10 % quantile of the times and of the limit, in seconds, and the error of the result."""
 
     kernel: str
     n: int
@@ -72,6 +77,7 @@ class Row:
     median: float
     low: float
     limit: float
+    low_limit: float
     error: float
     rounds: bool
 
@@ -81,7 +87,7 @@ class Row:
 
     @property
     def low_ratio(self) -> float:
-        return self.low / self.limit
+        return self.low / self.low_limit
 
 
 def clock() -> Callable[[], float]:
@@ -109,12 +115,30 @@ def bandwidth(buffer: Tensor | None = None) -> float:
     return measured(read, 8)
 
 
-def limits() -> Limits:
-    """Measured now, with torch's threads, by the loops of csrc/cpu/probe_body.h."""
+def peaks() -> tuple[float, float]:
+    """Operations per second of the best wide product and of bytes, measured now."""
     ops = torch.ops.qcompile
     wide = measured(lambda: float(ops.native_probe_multiply(False, 20_000)), 60)
     octets = measured(lambda: float(ops.native_probe_multiply(True, 20_000)), 60)
+    return wide, octets
+
+
+def limits() -> Limits:
+    """Measured now, with torch's threads, by the loops of csrc/cpu/probe_body.h."""
+    wide, octets = peaks()
     return Limits(bandwidth(), wide, octets)
+
+
+def reader(size: int) -> Peer:
+    """What only reads about `size` bytes, on pages as large as those of packed weights."""
+    size = size // PAGE * PAGE or PAGE
+    buffers = retired(torch.ones(copies_of(size) * size, dtype=torch.uint8)).split(size)
+
+    def read(buffer: Tensor, _: Any) -> Tensor:
+        torch.ops.qcompile.native_probe_read(buffer)
+        return buffer
+
+    return Peer(READER, [partial(read, buffer) for buffer in buffers], size, False)
 
 
 def quantized(n: int, k: int, bits: int, group: int, *, zeros: bool) -> QuantizedWeight:
@@ -191,6 +215,12 @@ def time_all(all_peers: list[Peer], given: dict[str, Any], repeats: int) -> dict
     return times
 
 
+def middle_and_low(times: list[float]) -> tuple[float, float]:
+    """Median and 10 % quantile."""
+    ordered = sorted(times)
+    return statistics.median(ordered), ordered[len(ordered) // 10]
+
+
 def bench_shape(
     n: int,
     k: int,
@@ -207,19 +237,24 @@ def bench_shape(
     all_peers = [*peers(weight, wanted), *peers_of(weight, foreign, torch.get_num_threads())]
     exact = weight.dequantize()
     rows = []
+    reading = reader(stored_bytes(weight))
     for m in ms:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
         wanted_y = x.float() @ exact.T
         given = {peer.name: peer.ready(x) for peer in all_peers}
         errors = {peer.name: float((peer(given[peer.name]).float() - wanted_y).norm() / wanted_y.norm()) for peer in all_peers}
-        once = sum(min(times) for times in time_all(all_peers, given, 2).values())
-        before = limits()
-        times = time_all(all_peers, given, max(5, min(200, int(budget / max(once, 1e-6)))))
-        limit = before.better(limits())
-        rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in asdict(limit).items())
-        print(f"{k}x{n} {bits} bit g{group}, m={m}, giga per second around it: {rates}")
+        given[READER] = None
+        once = sum(min(times) for times in time_all([reading, *all_peers], given, 2).values())
+        before = peaks()
+        times = time_all([reading, *all_peers], given, max(5, min(200, int(budget / max(once, 1e-6)))))
+        wide, octets = map(max, before, peaks())
+        middle, low = (Limits(reading.size / seconds, wide, octets) for seconds in middle_and_low(times[READER]))
+        print(
+            f"{k}x{n} {bits} bit g{group}, m={m}, giga per second: read {middle.read / 1e9:.1f} ({low.read / 1e9:.1f}), "
+            f"wide {wide / 1e9:.1f}, bytes {octets / 1e9:.1f}"
+        )
         for peer in all_peers:
-            ordered = sorted(times[peer.name])
+            median, least = middle_and_low(times[peer.name])
             row = Row(
                 kernel=peer.name,
                 n=n,
@@ -227,9 +262,10 @@ def bench_shape(
                 m=m,
                 bits=bits,
                 group=group,
-                median=statistics.median(ordered),
-                low=ordered[len(ordered) // 10],
-                limit=limit.seconds(peer.size, 2.0 * m * n * k, rounds=peer.rounds),
+                median=median,
+                low=least,
+                limit=middle.seconds(peer.size, 2.0 * m * n * k, rounds=peer.rounds),
+                low_limit=low.seconds(peer.size, 2.0 * m * n * k, rounds=peer.rounds),
                 error=errors[peer.name],
                 rounds=peer.rounds,
             )
@@ -274,7 +310,7 @@ def plot(rows: list[Row], path: Path) -> bool:
         for rounds, style in ((False, "k--"), (True, "k:")):
             # Of the fewest bytes: formats differ in those of their scales.
             bounds = [row for row in here if row.rounds == rounds]
-            least = {m: min(row.limit for row in bounds if row.m == m) * 1e3 for m in sorted({row.m for row in bounds})}
+            least = {m: min(row.low_limit for row in bounds if row.m == m) * 1e3 for m in sorted({row.m for row in bounds})}
             axis.plot(list(least), list(least.values()), style, label="limit, 8-bit x" if rounds else "limit")
         axis.set(xscale="log", yscale="log", xlabel="rows (M)", ylabel="ms", title=f"K={k} N={n}, {bits} bit")
         axis.legend(fontsize=7)

@@ -17,7 +17,19 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kAhead = 48 * 64;  // bytes of codes fetched ahead of use
+// Fetches codes ahead of use. `kSlow`: a line is computed with for long enough that the processor alone would not have many lines
+// under way. They are then fetched twice, early into the second cache, as memory may take a few hundred nanoseconds, and late
+// from there into the first, which has few buffers for misses. Otherwise the second fetch would only be in the way. Where each
+// body changes from one to the other was measured (bench/gemm.py).
+template <bool kSlow>
+inline void fetch_ahead(const uint8_t* line) {
+  if constexpr (kSlow) {
+    __builtin_prefetch(line + 128 * kLineBytes, 0, 2);
+    __builtin_prefetch(line + 12 * kLineBytes, 0, 3);
+  } else {
+    __builtin_prefetch(line + 48 * kLineBytes, 0, 3);
+  }
+}
 
 [[maybe_unused]] inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -9,11 +9,13 @@ namespace {
 
 constexpr int kProbeSums = 12;  // enough to hide the latency of the multipliers
 
+constexpr int64_t kProbeAhead = 1024;  // bytes; a single thread reads a fifth less with 4096
+
 // The XOR of all 32-bit words of `bytes` bytes, whole multiples of 512.
 [[maybe_unused]] uint32_t probe_read(const uint8_t* from, int64_t bytes) {
   Words sum[4] = {};
   for (int64_t at = 0; at + 512 <= bytes; at += 512) {
-    for (int64_t line = 0; line < 512; line += 64) __builtin_prefetch(from + at + line + 4096);
+    for (int64_t line = 0; line < 512; line += 64) __builtin_prefetch(from + at + line + kProbeAhead);
     for (int64_t i = 0; i < 512; i += 4 * static_cast<int64_t>(sizeof(Words)))
       for (int j = 0; j < 4; ++j) sum[j] ^= load<Words>(from + at + i + j * static_cast<int64_t>(sizeof(Words)));
   }
