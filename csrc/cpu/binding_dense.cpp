@@ -11,6 +11,7 @@
 
 #include "common/checks.h"
 #include "common/memory.h"
+#include "common/share.h"
 #include "cpu/binding_element.h"
 #include "cpu/dense.h"
 
@@ -78,7 +79,7 @@ Tensor native_dense_linear(const Tensor x, const Tensor weight, const MaybeTenso
   void* const prepared = thread_scratch(kernel.prepared_bytes(dense));
   kernel.prepare(dense, prepared);
   const int64_t grain = std::max<int64_t>(8, kLeastBytes / (k * element_bytes(dense.element)));
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { kernel.run(dense, prepared, begin, end); });
+  share_out(n, grain, 32, [&](int64_t begin, int64_t end) { kernel.run(dense, prepared, begin, end); });
   return y;
 }
 

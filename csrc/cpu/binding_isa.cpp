@@ -8,6 +8,7 @@
 
 #include "common/checks.h"
 #include "common/isa.h"
+#include "common/share.h"
 #include "cpu/linear.h"
 
 namespace {
@@ -61,7 +62,7 @@ int64_t native_probe_read(const torch::stable::Tensor buffer, int64_t level) {
   const uint8_t* const from = static_cast<const uint8_t*>(buffer.const_data_ptr());
   constexpr int64_t kPiece = 4096;
   std::atomic<uint32_t> all{0};
-  torch::stable::parallel_for(0, buffer.numel() / kPiece, 64, [&](int64_t begin, int64_t end) {
+  qcompile::share_out(buffer.numel() / kPiece, 64, 1, [&](int64_t begin, int64_t end) {
     all ^= read(from + begin * kPiece, (end - begin) * kPiece);
   });
   return all;

@@ -12,6 +12,7 @@
 #include "common/checks.h"
 #include "common/half.h"
 #include "common/memory.h"
+#include "common/share.h"
 #include "cpu/linear.h"
 
 namespace qcompile {
@@ -123,7 +124,8 @@ Tensor linear(const Call& call) {
       kernel.prepare(weight, input, prepared, begin, end);
     });
     const int64_t block_grain = std::max<int64_t>(1, 32768 / (shape.lines() * kLineBytes));
-    torch::stable::parallel_for(0, shape.blocks(), block_grain, [&](int64_t begin, int64_t end) {
+    const int64_t unit = panels == 1 ? 1 : blocks_at_once(shape);
+    share_out(shape.blocks(), block_grain, unit, [&](int64_t begin, int64_t end) {
       kernel.run(weight, input, prepared, output, begin, end);
     });
   }

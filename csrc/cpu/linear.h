@@ -48,6 +48,13 @@ struct LinearOutput {
   const float* bias;   // null or [n]
 };
 
+// Of several panels each goes over so many blocks before the next blocks: codes come from memory once and from L2 afterwards.
+inline int64_t blocks_at_once(const PackedShape& shape) {
+  constexpr int64_t kKeptBytes = 384 << 10;
+  const int64_t blocks = kKeptBytes / (shape.lines() * kLineBytes);
+  return blocks > 1 ? blocks : 1;
+}
+
 // One implementation. Weights are decoded on the way to the multiplier, so there is no scratch. A caller splits m into
 // chunks of at most max_rows, prepares the input of a chunk once (ranges of panels, in parallel if it likes) and then runs
 // ranges of blocks (in parallel).

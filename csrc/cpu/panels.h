@@ -73,11 +73,9 @@ struct Panels {
 
   static void run(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
                   int64_t begin, int64_t end) {
-    constexpr int64_t kKept = 384 << 10;
     const int64_t panels = count(input.dtype, input.m), parts = Body::parts(input.dtype);
     const int64_t width = input.dtype == Dtype::f32 ? 4 : 2;
-    // All panels of some blocks before the next blocks: codes come from memory once and from L2 afterwards.
-    const int64_t step = panels == 1 ? end - begin : larger(1, kKept / (weight.shape.lines() * kLineBytes));
+    const int64_t step = panels == 1 ? end - begin : blocks_at_once(weight.shape);
     for (int64_t block = begin; block < end; block += step) {
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t row = start(input.dtype, input.m, panel);
