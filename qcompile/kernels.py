@@ -82,6 +82,7 @@ class Kernel:
     default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
     form      kernels whose form for a site is equal read the same packed tensors, so that each graph of a model may take the one
               that is quickest for its number of rows without packing twice; None if no other kernel reads them
+    stored_bits  the least that a code takes when packed: kernels that keep narrower codes in more stand behind those that do not
     few       which of those its operator can run where the number of rows is known in the call only
     retire_addresses  packed tensors must live at addresses that are never used again (a library that caches by address)
     layout    a text with all that the packed bytes depend on besides the operands, our own code and torch's version (the version of
@@ -97,6 +98,7 @@ class Kernel:
     activation: ActivationQuant | None = None
     default_activation: ActivationQuant = NO_ACTIVATION_QUANT
     form: Callable[[Site], str] | None = None
+    stored_bits: int = 4
     few: FewRows | None = None
     retire_addresses: bool = False
     layout: Callable[[], str] | None = None

@@ -167,6 +167,7 @@ KERNELS: tuple[Kernel, ...] = (
         name="zentorch.dynamic_qlinear",
         missing=lambda where: missing(where, QLINEAR),
         refuses=refuses_qlinear,
+        stored_bits=8,
         pack=pack_qlinear,
         call=call_qlinear,
         seconds=seconds_qlinear,

@@ -40,7 +40,8 @@ def candidates(site: Site, rows: int | None, able: Mapping[str, Kernel], times: 
             reasons[kernel.name] = (f"its time could not be predicted: {type(error).__name__}: {error}",)
             continue
         places = (place for place, name in enumerate(names) if selects((name,), kernel))
-        found.append(Candidate(kernel.name, number, next(places, 0), predicted, measured.get(kernel.name, {}), form, rows))
+        place, bits = next(places, 0), max(site.bits, kernel.stored_bits)
+        found.append(Candidate(kernel.name, number, place, predicted, measured.get(kernel.name, {}), form, rows, bits))
     if not found:
         return Candidates([], reasons)
     order, few, few_rows = _by_rows(ordered(found), able)

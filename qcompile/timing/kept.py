@@ -18,7 +18,7 @@ from qcompile.targets.native_ops import missing_ops
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 def key_of(where: Platform) -> dict[str, str]:

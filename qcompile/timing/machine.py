@@ -26,6 +26,7 @@ QUIET = 0.8  # of the time of all threads must have been spent on a processor
 _LIMIT_SECONDS = 0.08  # for each limit
 _PROBE_BYTES = 128 << 20
 _MULTIPLY_ROUNDS = 200_000
+_ROUNDS = 3
 _N, _K, _GROUP = 2048, 2048, 128
 _TOKEN = ActivationQuant(kind="token", divisor=127.0, low=-127)
 # Every kernel is tried on the first of these that it takes.
@@ -87,7 +88,7 @@ def measure(where: Platform, kernels: Iterable[Kernel]) -> Machine | None:
         if these:
             # All of a kind or none: a corrected time and one that is not are not comparable.
             attempt = Trial(these, site, with_dense=site is PROBES[0])
-            times = steady(partial(attempt.times, ROWS, 2))
+            times = steady(partial(attempt.times, ROWS, _ROUNDS))
             here = limits.applied(where)
             for kernel in these:
                 found[kernel.name] = factors_of(predictions_of(kernel, site, here), times.get(kernel.name, {}))

@@ -21,6 +21,7 @@ class Candidate:
     predicted  rows of x -> seconds; measured: the same, empty unless it was tuned
     form       equal for kernels that read the same packed tensors, "" if there are none
     rows       of x in this graph, if they are the same in every call; predicted has them, too (or STEPS)
+    bits       that a code takes when packed
     """
 
     name: str
@@ -30,18 +31,25 @@ class Candidate:
     measured: Mapping[int, float] = field(default_factory=lambda: {})
     form: str = ""
     rows: int | None = None
+    bits: int = 4
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What counts before time. A packed weight is what the user came for: a quicker kernel is no reason to widen it."""
+        return self.place, self.bits
 
 
 def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Best first: as option kernels ranks them, then by time; within MARGIN of the quickest, the kernel table decides.
+    """Best first: as option kernels ranks them, then by bits of a code, then by time; within MARGIN of the quickest, the kernel
+    table decides.
 
     Times count for few and many rows alike, because all graphs of a model shall read one packed weight. Among kernels that read
     the same one, the rows of this graph decide; `crossing` where each call has its own.
     """
     tuned = _tuned(candidates)
     result: list[Candidate] = []
-    for place in sorted({candidate.place for candidate in candidates}):
-        these = [candidate for candidate in candidates if candidate.place == place]
+    for rank in sorted({candidate.rank for candidate in candidates}):
+        these = [candidate for candidate in candidates if candidate.rank == rank]
         least = min(_mean(candidate, tuned) for candidate in these)
         near = [candidate for candidate in these if _mean(candidate, tuned) <= least * MARGIN]
         rest = [candidate for candidate in these if candidate not in near]
@@ -88,6 +96,8 @@ def why_not(candidate: Candidate, chosen: Candidate) -> str:
     mine, theirs = _times(candidate, tuned), _times(chosen, tuned)
     if candidate.place != chosen.place:
         return f"comes after {chosen.name} in option kernels ({_comparison(mine, theirs, 1, chosen, tuned)})"
+    if candidate.bits > chosen.bits:
+        return f"would keep codes of {chosen.bits} bits in {candidate.bits} ({_comparison(mine, theirs, 1, chosen, tuned)})"
     if same_packed(candidate, chosen) and chosen.rows is not None:
         slower = _here(chosen, tuned) * MARGIN < _here(candidate, tuned)
         what = "slower" if slower else f"not faster by more than {MARGIN - 1:.0%}, and listed later,"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.options import Options, user_cache_folder
@@ -192,3 +193,18 @@ def test_a_trial_times_what_runs_and_leaves_out_what_does_not() -> None:
     with torch.no_grad():
         y = trial.prepared(kernel(), site, trial.operands(site))(torch.ones(2, 64, dtype=torch.bfloat16))
     assert y.shape == (2, 64) and bool(y.isfinite().all())
+
+
+def test_the_weight_is_cold_and_the_code_is_not() -> None:
+    said: list[str] = []
+
+    def saying(text: str) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            said.append(text)
+            return x
+
+        return run
+
+    runs = {"a": trial.Timed(saying("a"), saying("small a")), "b": trial.Timed(saying("b"))}
+    assert set(trial.least(runs, torch.ones(1), lambda: said.append("sweep"), 2)) == {"a", "b"}
+    assert said == ["a", "small a", "b", *(2 * ["sweep", "small a", "a", "sweep", "b"])]

@@ -1,6 +1,7 @@
 """The order of kernels follows times, but not noise; the sentences for the others compare like with like."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -100,3 +101,11 @@ def test_tuned_times_count_for_the_nearest_number_of_rows() -> None:
     plain = Candidate("plain", 0, 0, {**few, 512: 1.0}, few, "int4", 512)
     rounding = Candidate("rounding", 1, 0, {**few, 512: 1.0}, {**few, 128: 5e-3, 1: 1.5e-3}, "int4", 512)
     assert names(plain, rounding)[0] == "rounding"
+
+
+def test_a_quicker_kernel_does_not_widen_the_weight() -> None:
+    packed = candidate("packed", 1, (1, 2, 9))
+    wide = replace(candidate("wide", 0, (0.5, 1, 2)), bits=8)
+    assert names(wide, packed) == ["packed", "wide"]
+    assert why_not(wide, packed) == "would keep codes of 4 bits in 8 (predicted 0.5 ms against 1 ms of packed (M = 1))"
+    assert names(wide, replace(packed, place=1)) == ["wide", "packed"]  # the user may ask for it
