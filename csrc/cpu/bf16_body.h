@@ -152,7 +152,7 @@ struct Bf16Body {
           QCOMPILE_UNROLL for (int r = 0; r < R; ++r) sum[r][0] = _mm512_mul_ps(offset, sum[r][0]);
         }
         for (int64_t l = 0; l < group_lines; ++l, line += kLineBytes, x += kLinePairs * R) {
-          fetch_ahead<R <= (kBits == 4 ? 5 : 8)>(line);
+          fetch_ahead<R <= (kBits == 4 ? 5 : 8) ? Fetch::twice : Fetch::once>(line);
           const Decoded<kBits> w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
           for (int p = 0; p < kLinePairs; ++p)
             for (int r = 0; r < R; ++r)

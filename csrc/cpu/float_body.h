@@ -90,7 +90,7 @@ struct FloatBody {
               QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[c][r][part] = Floats{};
           const int64_t count = smaller(kRunLines, group_lines - run * kRunLines);
           for (int64_t l = 0; l < count; ++l, line += kLineBytes, x += kLineK * R) {
-            fetch_ahead<false>(line);
+            fetch_ahead<Fetch::once>(line);
             add_line<R>(line, x, sum, std::make_integer_sequence<int, kLineK>());
           }
           QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {

@@ -38,7 +38,7 @@ struct Int4A8Body {
           QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
             QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[c][r][part] = Ints{};
         const auto add_line = [&](int chain) __attribute__((always_inline)) {
-          fetch_ahead<(R > 1)>(line);
+          fetch_ahead<(R > 1) ? Fetch::twice : kParts == 1 ? Fetch::alone : Fetch::once>(line);
           QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
             const typename Dot::Weights w = Dot::decode(line + part * kWidth * 4);
             QCOMPILE_UNROLL for (int r = 0; r < R; ++r) sum[chain][r][part] = Dot::add(sum[chain][r][part], w, x + r * 4, x + (R + r) * 4);

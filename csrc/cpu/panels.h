@@ -17,17 +17,19 @@
 namespace qcompile {
 namespace {
 
-// Fetches codes ahead of use. `kSlow`: a line is computed with for long enough that the processor alone would not have many lines
-// under way. They are then fetched twice, early into the second cache, as memory may take a few hundred nanoseconds, and late
-// from there into the first, which has few buffers for misses. Otherwise the second fetch would only be in the way. Where each
-// body changes from one to the other was measured (bench/gemm.py).
-template <bool kSlow>
+// How codes are fetched ahead of use; where each body changes from one to the other was measured (bench/gemm.py).
+//   alone  not at all: so little is done with a line that the processor has enough of them under way by itself
+//   once   into the first cache
+//   twice  early into the second cache, as memory may take a few hundred nanoseconds, and late from there into the first, which
+//          has few buffers for misses: a line takes so long that without it only few would be under way
+enum class Fetch { alone, once, twice };
+
+template <Fetch kFetch>
 inline void fetch_ahead(const uint8_t* line) {
-  if constexpr (kSlow) {
+  if constexpr (kFetch == Fetch::once) __builtin_prefetch(line + 48 * kLineBytes, 0, 3);
+  if constexpr (kFetch == Fetch::twice) {
     __builtin_prefetch(line + 128 * kLineBytes, 0, 2);
     __builtin_prefetch(line + 12 * kLineBytes, 0, 3);
-  } else {
-    __builtin_prefetch(line + 48 * kLineBytes, 0, 3);
   }
 }
 
