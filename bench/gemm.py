@@ -303,10 +303,12 @@ def plot(rows: list[Row], path: Path) -> bool:
     shapes = list(dict.fromkeys((row.k, row.n, row.bits) for row in rows))
     figure, axes = pyplot.subplots(1, len(shapes), figsize=(6 * len(shapes), 5), squeeze=False)
     for axis, (k, n, bits) in zip(axes[0], shapes, strict=True):
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # of more colours than the ten of a plain plot
         here = [row for row in rows if (row.k, row.n, row.bits) == (k, n, bits)]
         for name in dict.fromkeys(row.kernel for row in here):
             mine = [row for row in here if row.kernel == name]
-            axis.plot([row.m for row in mine], [row.low * 1e3 for row in mine], marker="o", label=name)
+            width = 2.5 if name.startswith("native.") else 1.0
+            axis.plot([row.m for row in mine], [row.low * 1e3 for row in mine], marker="o", linewidth=width, label=name)
         for rounds, style in ((False, "k--"), (True, "k:")):
             # Of the fewest bytes: formats differ in those of their scales.
             bounds = [row for row in here if row.rounds == rounds]
