@@ -89,7 +89,7 @@ def measure(where: Platform, kernels: Iterable[Kernel]) -> Machine | None:
             # All of a kind or none: a corrected time and one that is not are not comparable.
             attempt = Trial(these, site, with_dense=site is PROBES[0])
             times = steady(partial(attempt.times, ROWS, _ROUNDS))
-            here = limits.applied(where)
+            here = replace(limits, bandwidth=attempt.bandwidth or limits.bandwidth).applied(where)
             for kernel in these:
                 found[kernel.name] = factors_of(predictions_of(kernel, site, here), times.get(kernel.name, {}))
             if site is PROBES[0]:

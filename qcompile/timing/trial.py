@@ -102,10 +102,14 @@ def least(runs: Mapping[str, Timed], x: Tensor, before: Callable[[], object], ro
 
 
 class Trial:
-    """Kernels with a made-up weight of one kind, ready to be timed; kernels that cannot pack it are left out."""
+    """Kernels with a made-up weight of one kind, ready to be timed; kernels that cannot pack it are left out.
+
+    bandwidth: bytes per second read while they were timed, the most of all moments, as times are the least; 0 before. Memory may
+    be twice as fast for one trial as for the next.
+    """
 
     def __init__(self, kernels: Sequence[Kernel], site: Site, *, with_dense: bool = False) -> None:
-        self.site, self.before = site, sweep()
+        self.site, self.before, self.bandwidth = site, sweep(), 0.0
         small = replace(site, n=min(site.n, _FEW_OUTPUTS))
         weight, small_weight = operands(site), operands(small)
         self.runs: dict[str, Timed] = {"dense": Timed(dense(site), dense(small))} if with_dense else {}
@@ -125,9 +129,14 @@ class Trial:
         with torch.no_grad():
             for m in rows:
                 x = torch.randn(m, self.site.k).to(self.site.dtype)
-                for name, value in least(self.runs, x, self.before, rounds).items():
+                for name, value in least(self.runs, x, self._sweep, rounds).items():
                     found.setdefault(name, {})[m] = value
         return found
+
+    def _sweep(self) -> None:
+        start = time.perf_counter()
+        self.before()
+        self.bandwidth = max(self.bandwidth, COLD_BYTES / (time.perf_counter() - start))
 
 
 def steady(one: Callable[[], Times], tries: int = 4) -> Times:

@@ -208,3 +208,32 @@ def test_the_weight_is_cold_and_the_code_is_not() -> None:
     runs = {"a": trial.Timed(saying("a"), saying("small a")), "b": trial.Timed(saying("b"))}
     assert set(trial.least(runs, torch.ones(1), lambda: said.append("sweep"), 2)) == {"a", "b"}
     assert said == ["a", "small a", "b", *(2 * ["sweep", "small a", "a", "sweep", "b"])]
+
+
+def test_factors_are_of_the_bandwidth_that_a_trial_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        """Memory twice as fast as a moment before."""
+
+        bandwidth = 2e9
+
+        def __init__(self, rows: list[Kernel], site: Site, *, with_dense: bool = False) -> None:
+            self.rows = rows
+
+        def times(self, rows: tuple[int, ...], rounds: int) -> trial.Times:
+            return {row.name: dict.fromkeys(rows, 1.0) for row in self.rows}
+
+    monkeypatch.setattr(machine, "rate", lambda call: 1e9)
+    monkeypatch.setattr(machine, "missing_ops", lambda: None)
+    monkeypatch.setattr(machine, "Trial", Told)
+    reads = kernel(name="native.fake", missing=lambda _: (), refuses=lambda _: ())
+    reads = replace(reads, seconds=lambda site, m, where: 1e9 / where.bandwidth)
+    found = machine.measure(HERE, [reads])
+    assert found is not None and found.bandwidth == 1e9
+    assert found.factors["native.fake"] == tuple((m, 2.0) for m in machine.ROWS)
+
+
+def test_a_trial_tells_how_fast_memory_was() -> None:
+    attempt = trial.Trial([kernel()], SITE)
+    assert attempt.bandwidth == 0
+    attempt.times((1,), 1)
+    assert attempt.bandwidth > 0
