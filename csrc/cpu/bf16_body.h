@@ -194,6 +194,10 @@ struct Bf16Body {
           for (int64_t part = 0; part < split; ++part) {
             sum[part] = add_sums(sum[part], staged[part], padded);
             uint32_t* to = pairs + (g * group_k + at) / 2 * rows + row * split + part;
+            if (rows == 1) {
+              __builtin_memcpy(to, staged[part], static_cast<size_t>(padded) * 2);
+              continue;
+            }
             for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
           }
         }
