@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 COLD_BYTES = 64 << 20  # reading so much leaves little of a weight in the caches
 SAME = 1.25  # two measurements of the same thing may differ so much
 LONG_SECONDS = 0.03  # a call that takes this long needs no second look
-
-_FEW_OUTPUTS = 64
+_FEW_OUTPUTS = 64  # of the weight whose calls keep the code hot
 
 Run = Callable[[Tensor], Tensor]
 Times = Mapping[str, Mapping[int, float]]  # name of kernel -> rows of x -> seconds
@@ -115,13 +114,11 @@ class Trial:
         self.runs: dict[str, Timed] = {"dense": Timed(dense(site), dense(small))} if with_dense else {}
         for kernel in kernels:
             try:
-                run = prepared(kernel, site, weight)
+                # A kernel that does not take so few outputs is timed without.
+                warm = None if kernel.refuses(small) else prepared(kernel, small, small_weight)
+                self.runs[kernel.name] = Timed(prepared(kernel, site, weight), warm)
             except Exception as error:  # as above
                 log.debug("%s cannot pack for a trial: %s: %s", kernel.name, type(error).__name__, error)
-                continue
-            # A kernel that does not take so few outputs is timed without.
-            warm = None if kernel.refuses(small) else prepared(kernel, small, small_weight)
-            self.runs[kernel.name] = Timed(run, warm)
 
     def times(self, rows: Sequence[int], rounds: int) -> Times:
         """On this machine, with cold weights; "dense" for the dense product."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qcompile.kernels import Kernel, Site, kernels
+from qcompile.meaning import Operands
 from qcompile.options import Options, user_cache_folder
 from qcompile.platform import platform
 from qcompile.timing import machine, times, trial
@@ -185,7 +186,11 @@ def test_a_trial_times_what_runs_and_leaves_out_what_does_not() -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("not today")
 
+    def only_large(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+        return kernel().pack(weight, site) if site.n > 64 else broken()
+
     rows = [kernel(), kernel(name="a.pack", pack=broken), kernel(name="a.call", call=broken)]
+    assert set(trial.Trial([*rows, kernel(name="a.small", pack=only_large)], replace(SITE, n=96)).times((1,), 1)) == {rows[0].name}
     site = replace(SITE, symmetric=False, zero_range=(3, 11), act_order=True, has_bias=True)
     found = trial.Trial(rows, site, with_dense=True).times((1, 3), 2)
     assert set(found) == {"reference.quantized_linear", "dense"}
