@@ -238,15 +238,15 @@ def bench_shape(
     exact = weight.dequantize()
     rows = []
     reading = reader(stored_bytes(weight))
+    timed = [reading, *all_peers]
     for m in ms:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
         wanted_y = x.float() @ exact.T
-        given = {peer.name: peer.ready(x) for peer in all_peers}
+        given = {peer.name: peer.ready(x) for peer in timed}
         errors = {peer.name: float((peer(given[peer.name]).float() - wanted_y).norm() / wanted_y.norm()) for peer in all_peers}
-        given[READER] = None
-        once = sum(min(times) for times in time_all([reading, *all_peers], given, 2).values())
+        once = sum(min(times) for times in time_all(timed, given, 2).values())
         before = peaks()
-        times = time_all([reading, *all_peers], given, max(5, min(200, int(budget / max(once, 1e-6)))))
+        times = time_all(timed, given, max(5, min(200, int(budget / max(once, 1e-6)))))
         wide, octets = map(max, before, peaks())
         middle, low = (Limits(reading.size / seconds, wide, octets) for seconds in middle_and_low(times[READER]))
         print(
