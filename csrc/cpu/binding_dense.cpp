@@ -79,7 +79,8 @@ Tensor native_dense_linear(const Tensor x, const Tensor weight, const MaybeTenso
   void* const prepared = thread_scratch(kernel.prepared_bytes(dense));
   kernel.prepare(dense, prepared);
   const int64_t grain = std::max<int64_t>(8, kLeastBytes / (k * element_bytes(dense.element)));
-  share_out(n, grain, 32, [&](int64_t begin, int64_t end) { kernel.run(dense, prepared, begin, end); });
+  constexpr int64_t kOutputs = 32;  // of one cache line or more: threads do not write to the same ones
+  share_out(n, grain, kOutputs, [&](int64_t begin, int64_t end) { kernel.run(dense, prepared, begin, end); });
   return y;
 }
 
