@@ -159,7 +159,7 @@ def run_node(node: fx.Node, load: Any) -> Any:
     if node.op == "get_attr":
         return literal(node)
     args, kwargs = map_arg((node.args, node.kwargs), load)
-    args, kwargs = _concrete(args), _concrete(kwargs)
+    args, kwargs = concrete(args), concrete(kwargs)
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op == "call_method":
@@ -172,13 +172,14 @@ def hint(size: Any) -> Any:
     return optimization_hint(size) if isinstance(size, torch.SymInt) else size
 
 
-def _concrete(item: Any) -> Any:
+def concrete(item: Any) -> Any:
+    """An argument with the hints of its symbolic sizes in their place."""
     if isinstance(item, torch.SymInt):
         return hint(item)
     if isinstance(item, list | tuple) and not isinstance(item, torch.Size):
-        return type(item)(_concrete(part) for part in item)
+        return type(item)(concrete(part) for part in item)
     if isinstance(item, dict):
-        return {key: _concrete(part) for key, part in item.items()}
+        return {key: concrete(part) for key, part in item.items()}
     return item
 
 

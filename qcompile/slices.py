@@ -1,0 +1,176 @@
+"""Evaluates a part of a graph's result, such as some rows of a dense weight, and computes little more than that part needs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from qcompile.graph import concrete, evaluate, hint, is_size, subgraph, value
+from qcompile.slice_rules import Axis, needs_of, run
+
+# Makes the values of an input for the shape that is asked for.
+Source = Callable[[Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A node whose value is wanted; axes: which of its dimensions each label runs along (absent: the whole is wanted)."""
+
+    node: fx.Node
+    axes: Mapping[str, int]
+
+
+class Slices:
+    """The values of some nodes for ranges of a few labels ("n": rows of a weight, "m": rows of an input).
+
+    A label starts at a dimension of each root and is followed to the inputs. A node is computed for the range alone if all who
+    read it want the same range of the same dimension and its operator is known (qcompile.slice_rules); every other node is
+    computed as a whole, once. So the result is always right; how much is saved depends on the graph.
+
+    roots   what is wanted
+    sizes   label -> its whole length
+    feed    values of the graph's inputs; a function makes the values of an input that has none yet
+    """
+
+    def __init__(self, roots: Sequence[Root], sizes: Mapping[str, int], feed: Mapping[fx.Node, Any]) -> None:
+        self.roots, self.sizes, self.feed = tuple(roots), dict(sizes), dict(feed)
+        order = subgraph([root.node for root in roots], set(feed), is_size)
+        self._axes: dict[fx.Node, dict[str, Axis]] = {}
+        self._needs: dict[fx.Node, dict[str, dict[fx.Node, Axis | None]]] = {}
+        self._plan(order)
+        self._order = [node for node in order if self._axes[node]]
+        self._whole: dict[fx.Node, Any] | None = None
+
+    def align(self, label: str) -> int:
+        """Where a range of this label may start: at multiples of this number."""
+        found = [axes[label].per.denominator for axes in self._axes.values() if label in axes]
+        found += [axis.per.denominator for needs in self._needs.values() for axis in needs.get(label, {}).values() if axis]
+        return math.lcm(1, *found)
+
+    def follows(self, label: str) -> bool:
+        """Whether nothing large (a tenth of the largest node that the label runs along, or more) is computed as a whole."""
+        sizes = {node: value(node).numel() for node in self._axes if isinstance(value(node), Tensor)}
+        sliced = [sizes[node] for node in sizes if label in self._axes[node]]
+        whole = [sizes[node] for node in sizes if label not in self._axes[node] and node not in self.feed]
+        return bool(sliced) and max((hint(size) for size in whole), default=0) * 10 <= max(hint(size) for size in sliced)
+
+    def evaluate(self, ranges: Mapping[str, range]) -> list[Any]:
+        """The roots' values for these ranges; a label without one counts whole."""
+        spans = {label: ranges.get(label, range(size)) for label, size in self.sizes.items()}
+        if self._whole is None:
+            self._whole = self._evaluate_whole()
+        values: dict[fx.Node, Any] = {}
+        uses: dict[fx.Node, int] = {}
+        for node in self._order:
+            for parent in node.all_input_nodes:
+                uses[parent] = uses.get(parent, 0) + 1
+        for root in self.roots:
+            uses[root.node] = uses.get(root.node, 0) + 1
+
+        def load(parent: fx.Node, wanted: Mapping[str, Axis | None]) -> Any:
+            if is_size(parent):
+                return hint(value(parent))
+            axes = self._axes.get(parent, {})
+            if parent in values:
+                item = values[parent]
+            elif callable(self.feed.get(parent)):
+                item = values[parent] = self.feed[parent](_shape(parent, axes, spans))
+            else:
+                assert self._whole is not None
+                item = self._whole[parent] if parent in self._whole else self.feed[parent]
+            for label, axis in wanted.items():
+                if axis is not None and label not in axes:
+                    item = _narrow(item, axis, spans[label])
+            return item
+
+        for node in self._order:
+            wanted: dict[fx.Node, dict[str, Axis | None]] = {}
+            for label, needs in self._needs[node].items():
+                for parent, axis in needs.items():
+                    wanted.setdefault(parent, {})[label] = axis
+            values[node] = _run(node, self._axes[node], spans, {p: load(p, wanted.get(p, {})) for p in node.all_input_nodes})
+            for parent in node.all_input_nodes:
+                uses[parent] -= 1
+                if uses[parent] == 0:
+                    values.pop(parent, None)
+        return [load(root.node, {label: Axis(dim) for label, dim in root.axes.items()}) for root in self.roots]
+
+    def _plan(self, order: Sequence[fx.Node]) -> None:
+        demands: dict[fx.Node, dict[str, set[Axis | None]]] = {}
+
+        def demand(node: fx.Node, label: str, axis: Axis | None) -> None:
+            demands.setdefault(node, {}).setdefault(label, set()).add(axis)
+
+        for root in self.roots:
+            for label in self.sizes:
+                demand(root.node, label, Axis(root.axes[label]) if label in root.axes else None)
+        for node in reversed(order):
+            axes, needs = self._axes.setdefault(node, {}), self._needs.setdefault(node, {})
+            for label in self.sizes:
+                axis = _only(demands.get(node, {}).get(label, set()))
+                found = None if axis is None else needs_of(node, axis)
+                if axis is not None and found is not None:
+                    axes[label], needs[label] = axis, found
+                for parent in node.all_input_nodes:
+                    demand(parent, label, None if found is None else found.get(parent))
+        for node, given in self.feed.items():
+            wanted = {label: _only(demands.get(node, {}).get(label, set())) for label in self.sizes} if callable(given) else {}
+            self._axes[node] = {label: axis for label, axis in wanted.items() if axis is not None}
+
+    def _evaluate_whole(self) -> dict[fx.Node, Any]:
+        """The values of the nodes that are computed as a whole and read by others."""
+        read: dict[fx.Node, None] = {root.node: None for root in self.roots}
+        for node in self._order:
+            read.update((parent, None) for parent in node.all_input_nodes)
+        wanted = [node for node in read if node not in self.feed and not is_size(node) and not self._axes[node]]
+        feed = {node: given for node, given in self.feed.items() if not callable(given)}
+        inputs = {parent for node in subgraph(wanted, set(feed), is_size) for parent in node.all_input_nodes if parent in self.feed}
+        for node in (*inputs, *(node for node in wanted if node in self.feed)):
+            if node not in feed:
+                feed[node] = self.feed[node](_shape(node, {}, {}))
+        return dict(zip(wanted, evaluate(wanted, feed), strict=True))
+
+
+def _only(axes: set[Axis | None]) -> Axis | None:
+    """The one axis that all readers ask for, None if they differ."""
+    return next(iter(axes)) if len(axes) == 1 else None
+
+
+def _shape(node: fx.Node, axes: Mapping[str, Axis], spans: Mapping[str, range]) -> list[int]:
+    shape = [int(hint(size)) for size in value(node).shape]
+    for label, axis in axes.items():
+        shape[axis.dim] = len(axis.indices(spans[label]))
+    return shape
+
+
+def _narrow(item: Any, axis: Axis, span: range) -> Any:
+    if isinstance(item, list | tuple):
+        return type(item)(_narrow(part, axis, span) for part in item)
+    indices = axis.indices(span)
+    return item.narrow(axis.dim, indices.start, len(indices))
+
+
+def _run(node: fx.Node, axes: Mapping[str, Axis], spans: Mapping[str, range], values: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda parent: values[parent])
+    shape = _shape(node, axes, spans) if isinstance(value(node), Tensor) else None
+    with torch.no_grad():
+        return run(node, concrete(args), concrete(kwargs), shape)
+
+
+def pieces(size: int, each: int, align: int = 1) -> list[range]:
+    """The whole of a label, in ranges of about `each`, which start at multiples of `align`."""
+    step = max(align, each // align * align)
+    return [range(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def spread(size: int, each: int, count: int, align: int = 1) -> list[range]:
+    """At most `count` of the `pieces`: the first, the last and some between them."""
+    found = pieces(size, each, align)
+    if len(found) <= count:
+        return found
+    places = sorted({round(index * (len(found) - 1) / (count - 1)) for index in range(count)}) if count > 1 else [0]
+    return [found[place] for place in places]
