@@ -12,7 +12,7 @@ from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
 from qcompile.meaning import Operands
 from qcompile.products import Product, low_bit_leaves
-from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals
+from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
 from qcompile.tighten import fits_four_bits, four_bits, in_order, is_in_order
 from qcompile.watch import Leaves
 
@@ -133,56 +133,20 @@ class Reader:
                 return _Known(reader, ordinal, None, by_value=not sound)
             if wrong is None and accepted is None:
                 accepted = _Known(reader, ordinal, None, by_value=True)
-        return self._lattice(product, leaves) if accepted is None else accepted
-
-    def _lattice(self, product: Product, leaves: Sequence[fx.Node]) -> _Known | str:
-        candidates = self._scale_candidates(product, leaves)
-        feed = {leaf: self.constants[leaf].tensor for leaf in leaves}
-        weight, *scales = evaluate([product.weight, *candidates], feed)
-        dense = weight.t() if product.transposed else weight
-        if not bool(torch.isfinite(dense).all()):
-            return "its dense weight holds NaN or infinity"
-        found = lattice.find(dense, scales)
+        if accepted is not None:
+            return accepted
+        found = recovered.find(product, leaves, self.constants)
         return found if isinstance(found, str) else _Known("lattice", 0, found, by_value=True)
-
-    def _scale_candidates(self, product: Product, leaves: Sequence[fx.Node]) -> list[fx.Node]:
-        """Everything small that the weight is computed from: leaves and intermediate results."""
-        inner = subgraph([product.weight], self.constants)
-        small = [
-            node
-            for node in [*leaves, *inner]
-            if isinstance(value(node), Tensor) and value(node).numel() * 2 <= product.n * product.k and node is not product.weight
-        ]
-        return small[:24]
 
     def _build(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> tuple[Proposal, tuple[fx.Node, ...]]:
         """The proposal and its inputs, made again from what is remembered."""
         if known.found is not None:
-            return self._lattice_proposal(product, leaves, known.found)
+            return recovered.proposal(product, leaves, known.found)
         for ordinal, (_, proposal) in enumerate(proposals(self._cone(product, leaves))):
             if ordinal == known.ordinal:
                 narrow = four_bits(proposal) if known.narrow else proposal
                 return (in_order(narrow) if known.straight else narrow), tuple(leaves)
         raise AssertionError("a reader proposes fewer readings than before")
-
-    def _lattice_proposal(
-        self, product: Product, leaves: Sequence[fx.Node], found: lattice.Found
-    ) -> tuple[Proposal, tuple[fx.Node, ...]]:
-        candidates = self._scale_candidates(product, leaves)
-        picked = [candidates[found.candidate]] if found.candidate < len(candidates) else []
-        picked += [candidates[found.index]] if found.index is not None else []
-        n, k, transposed = product.n, product.k, product.transposed
-
-        def unpack(tensors: Sequence[Tensor]) -> Operands:
-            dense = tensors[0].t() if transposed else tensors[0]
-            raw = dense if found.layout == "unit" else tensors[1]
-            scales = lattice.arrange(raw, found.layout, n, k, found.group)
-            perm = torch.argsort(tensors[-1].long(), stable=True) if found.index is not None else None
-            codes, zeros = lattice.codes_and_zeros(dense, scales, found.group, found.symmetric, perm)
-            return Operands(codes, scales, None if found.symmetric else zeros, perm)
-
-        proposal = Proposal("dequantized in the graph", found.bits, found.group, unpack, found.symmetric, found.index is not None)
-        return proposal, (product.weight, *picked)
 
     def _check_quickly(self, product: Product, leaves: Sequence[fx.Node], known: _Known) -> _Known | str:
         """`_check_values` on one thread: hundreds of small steps would each wait for the other threads on a busy machine."""
