@@ -1,13 +1,12 @@
-"""Proves by value that a reader's proposal computes the same weight as the graph does, on the real leaves and on random ones."""
+"""Compares a weight that a graph computes with the one that was read, and makes random contents of stored weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qcompile.graph import LOW_BIT
 from qcompile.meaning import Operands, dequantize, row_pieces
-from qcompile.readers import Proposal
 
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
 _UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -102,24 +101,3 @@ def _random_like(leaf: Tensor, k: int, generator: torch.Generator) -> Tensor:
         sign = torch.randint(0, 2, leaf.shape, generator=generator) * 2 - 1
         return ((torch.rand(leaf.shape, generator=generator) + 0.5) * sign * 2.0**-6).to(leaf.dtype)
     return leaf
-
-
-def prove(
-    cone: Callable[[Sequence[Tensor]], Tensor], proposal: Proposal, leaves: Sequence[Tensor], k: int
-) -> tuple[str | None, bool]:
-    """(what disagrees or None, whether it was also proven on random leaves and so holds for every weight of this structure)."""
-    wrong = _compare(cone, proposal, leaves)
-    if wrong is not None:
-        return wrong, False
-    generator = torch.Generator().manual_seed(20260)
-    try:
-        wrong = _compare(cone, proposal, random_leaves(leaves, k, generator))
-    except Exception:  # a cone may reject random contents (an index out of range); then only this weight is proven
-        return None, False
-    return None, wrong is None
-
-
-def _compare(cone: Callable[[Sequence[Tensor]], Tensor], proposal: Proposal, leaves: Sequence[Tensor]) -> str | None:
-    with torch.no_grad():
-        operands = proposal.unpack(leaves)
-        return disagreement(cone(leaves), operands, proposal.group, proposal.codebook)

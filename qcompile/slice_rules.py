@@ -93,8 +93,13 @@ def _shape(node: Any) -> list[int]:
     return [int(hint(size)) for size in value(node).shape]
 
 
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """The arguments that are tensors or lists of tensors."""
+    return [parent for parent in node.all_input_nodes if isinstance(value(parent), Tensor | list | tuple)]
+
+
 def _same(node: fx.Node, axis: Axis) -> Needs | None:
-    return {parent: axis for parent in node.all_input_nodes if isinstance(value(parent), Tensor | list | tuple)}
+    return dict.fromkeys(_tensors(node), axis)
 
 
 def _merge(found: list[tuple[fx.Node, Axis | None]]) -> Needs | None:
@@ -110,8 +115,6 @@ def _pointwise(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | N
     """Each argument is broadcast against the result."""
     shape = _shape(node)
     tensors = [item for item in given.values() if isinstance(item, fx.Node) and isinstance(value(item), Tensor)]
-    if len({*tensors}) != len({parent for parent in node.all_input_nodes if isinstance(value(parent), Tensor)}):
-        return None  # tensors in lists
     return _merge([(item, _broadcast(_shape(item), shape, axis)) for item in tensors])
 
 
@@ -342,6 +345,7 @@ def _alike(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     return {given["self"]: axis}
 
 
+_COPIES = ("clone", "alias", "detach", "lift_fresh_copy", "_to_copy", "convert_element_type")
 # Operators that torch does not tag as pointwise although they are.
 _POINTWISE = ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "lshift", "rshift")
 

@@ -1,6 +1,7 @@
 """Evaluates a part of a graph's result, such as some rows of a dense weight, and computes little more than that part needs."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,40 +65,37 @@ class Slices:
         if self._whole is None:
             self._whole = self._evaluate_whole()
         values: dict[fx.Node, Any] = {}
-        uses: dict[fx.Node, int] = {}
+        uses = Counter(parent for node in self._order for parent in node.all_input_nodes)
+        uses.update(root.node for root in self.roots)
         for node in self._order:
-            for parent in node.all_input_nodes:
-                uses[parent] = uses.get(parent, 0) + 1
-        for root in self.roots:
-            uses[root.node] = uses.get(root.node, 0) + 1
-
-        def load(parent: fx.Node, wanted: Mapping[str, Axis | None]) -> Any:
-            if is_size(parent):
-                return hint(value(parent))
-            axes = self._axes.get(parent, {})
-            if parent in values:
-                item = values[parent]
-            elif callable(self.feed.get(parent)):
-                item = values[parent] = self.feed[parent](_shape(parent, axes, spans))
-            else:
-                assert self._whole is not None
-                item = self._whole[parent] if parent in self._whole else self.feed[parent]
-            for label, axis in wanted.items():
-                if axis is not None and label not in axes:
-                    item = _narrow(item, axis, spans[label])
-            return item
-
-        for node in self._order:
-            wanted: dict[fx.Node, dict[str, Axis | None]] = {}
-            for label, needs in self._needs[node].items():
-                for parent, axis in needs.items():
-                    wanted.setdefault(parent, {})[label] = axis
-            values[node] = _run(node, self._axes[node], spans, {p: load(p, wanted.get(p, {})) for p in node.all_input_nodes})
+            arguments = {parent: self._load(parent, self._wanted(node, parent), spans, values) for parent in node.all_input_nodes}
+            values[node] = _run(node, self._axes[node], spans, arguments)
             for parent in node.all_input_nodes:
                 uses[parent] -= 1
                 if uses[parent] == 0:
                     values.pop(parent, None)
-        return [load(root.node, {label: Axis(dim) for label, dim in root.axes.items()}) for root in self.roots]
+        axes = [{label: Axis(dim) for label, dim in root.axes.items()} for root in self.roots]
+        return [self._load(root.node, wanted, spans, values) for root, wanted in zip(self.roots, axes, strict=True)]
+
+    def _wanted(self, node: fx.Node, parent: fx.Node) -> dict[str, Axis | None]:
+        return {label: needs.get(parent) for label, needs in self._needs[node].items()}
+
+    def _load(
+        self, node: fx.Node, wanted: Mapping[str, Axis | None], spans: Mapping[str, range], values: dict[fx.Node, Any]
+    ) -> Any:
+        """The node's value, narrowed to what a reader wants of it."""
+        assert self._whole is not None
+        axes = self._axes.get(node, {})
+        if is_size(node):
+            return hint(value(node))
+        if node not in values and callable(self.feed.get(node)):
+            values[node] = self.feed[node](_shape(node, axes, spans))
+        found = values if node in values else self._whole if node in self._whole else self.feed
+        item = found[node]
+        for label, axis in wanted.items():
+            if axis is not None and label not in axes:
+                item = _narrow(item, axis, spans[label])
+        return item
 
     def _plan(self, order: Sequence[fx.Node]) -> None:
         demands: dict[fx.Node, dict[str, set[Axis | None]]] = {}

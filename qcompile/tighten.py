@@ -10,15 +10,40 @@ from qcompile.meaning import Operands
 from qcompile.readers import Proposal
 
 
-def fits_four_bits(operands: Operands, proposal: Proposal) -> bool:
-    """Whether an 8-bit container holds 4-bit codes (own code often stores int4 in int8): `four_bits` can be used."""
-    if proposal.bits != 8 or proposal.codebook or operands.codes.numel() == 0:
-        return False
-    if operands.zeros is None:
-        low, high = torch.aminmax(operands.codes)
-        return int(low) >= -8 and int(high) <= 7
-    codes, zeros = _shifted(operands.codes, operands.zeros, proposal.group)
-    return int(codes.max()) <= 15 and int(zeros.max()) <= 16
+class Extent:
+    """What the parts of a weight have in common: whether all codes fit 4 bits, and whether the permutation moves nothing."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        self.proposal = proposal
+        self.in_order = False
+        self._might = proposal.bits == 8 and not proposal.codebook
+        self._seen = False
+        self._zeros = (0, 0)
+
+    @property
+    def fits_four_bits(self) -> bool:
+        """Whether an 8-bit container holds 4-bit codes (own code often stores int4 in int8): `four_bits` can be used."""
+        return self._might and self._seen
+
+    @property
+    def zero_range(self) -> tuple[int, int]:
+        """Least and largest zero point of the weight in 4 bits."""
+        return self._zeros
+
+    def add(self, operands: Operands) -> None:
+        """Look at some more rows."""
+        self.in_order = is_in_order(operands)
+        if not self._might or operands.codes.numel() == 0:
+            return
+        if operands.zeros is None:
+            low, high = torch.aminmax(operands.codes)
+            self._might = int(low) >= -8 and int(high) <= 7
+        else:
+            codes, zeros = _shifted(operands.codes, operands.zeros, self.proposal.group)
+            self._might = int(codes.max()) <= 15 and int(zeros.max()) <= 16
+            low, high = int(zeros.min()), int(zeros.max())
+            self._zeros = (min(low, self._zeros[0]), max(high, self._zeros[1])) if self._seen else (low, high)
+        self._seen = True
 
 
 def four_bits(proposal: Proposal) -> Proposal:

@@ -104,7 +104,7 @@ OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], int]] = 
     "unbound": (lambda a: torch.stack(a.view(12, 2, 4).unbind(1)), (12, 8), 1),
     "a table": (lambda a: torch.tensor([0.0, 1.0, 4.0])[(a > 0).long()], (12, 8), 0),
     "batches": (lambda a: torch.bmm(a, a.transpose(1, 2)), (6, 4, 8), 0),
-    "triangle": (lambda a: torch.tril(a), (12, 12), 0),
+    "triangle": (torch.tril, (12, 12), 0),
 }
 
 

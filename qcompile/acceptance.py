@@ -1,0 +1,194 @@
+"""When a reading of a weight may be believed, and what has to be known of the weight to serve it.
+
+The rule: **every weight is compared, element by element, with what its own graph computes from its own content**, before it is
+served, and again when it changes. A reading that was right for another weight is only a guess which one to compare first.
+
+The reason: dequantization code may contain anything whose effect depends on the size of a number: casts to integers, to float16
+or float8, floor division, remainders, comparisons, products that overflow or vanish on the way, s / s at 0. Code that gives q * s
+for one layer's scales gives something else for the next layer's. No list of harmless operators is safe, because overflow and
+rounding to nothing make nearly all of them depend on magnitude; and comparing costs no more than one eager forward does, which
+dequantizes the same weight (in strips of rows that stay in the cache, without ever holding a dense weight).
+
+The one exception is the front door's own operator, `qcompile::dequantize_packed`: it is defined as this formula, by the same
+unpacking that the reading uses, so comparing it with itself would prove nothing (tests compare it with independent code, over all
+codes and zero points). Its product is rounded to 16 bits on the way, so where a scale is so large or so small that this rounding is
+more than rounding, such a weight is compared, too.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.check import disagreement, in_range
+from qcompile.emit import Emitter
+from qcompile.errors import ReleasedWeightError
+from qcompile.frontends.ops import dequantize_packed
+from qcompile.graph import Constant, evaluate, is_call, is_released
+from qcompile.meaning import Operands
+from qcompile.products import Product
+from qcompile.readers import Proposal
+from qcompile.slices import Root, Slices, pieces
+from qcompile.store import Recipe
+from qcompile.tighten import Extent
+
+# Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.
+_WHOLE, _STRIP = 1 << 21, 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was seen of one weight when it was compared with its reading.
+
+    zero_range   least and largest zero point, (0, 0) without any
+    narrow       its codes and zero points fit 4 bits; straight: its permutation moves nothing (qcompile.tighten)
+    """
+
+    zero_range: tuple[int, int]
+    scale_dtype: torch.dtype
+    narrow: bool
+    straight: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """A proposal for the weight of one product, to be compared with what the graph computes.
+
+    inputs: nodes whose values `proposal.unpack` takes; key: equal for claims that unpack in the same way
+    """
+
+    product: Product
+    proposal: Proposal
+    inputs: tuple[fx.Node, ...]
+    key: str
+
+
+def examine(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Facts | str:
+    """What was seen of the weight, if it is what the claim says for these constants; otherwise what is wrong."""
+    known = _by_definition(claim, constants)
+    parts = _compared(claim, constants) if known is None else [known]
+    try:
+        return _seen(claim.proposal, parts)
+    except _Wrong as wrong:
+        return str(wrong)
+
+
+def agrees(claim: Claim, feed: Mapping[fx.Node, Tensor], strips: int | None = None) -> str | None:
+    """None if the claim holds for the contents in `feed` (in its first strips only, if a number is given), else what differs."""
+    proposal = claim.proposal
+    for number, (dense, operands) in enumerate(_strips(claim, feed)):
+        if number == strips:
+            break
+        wrong = disagreement(dense, operands, proposal.group, proposal.codebook)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+class _Wrong(Exception):  # noqa: N818 - it carries the sentence
+    pass
+
+
+def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
+    """What was seen of the parts of a weight together; raises _Wrong if they cannot be served."""
+    extent = Extent(proposal)
+    zeros: list[Tensor] = []
+    dtype = torch.float32
+    for operands in parts:
+        if not bool(torch.isfinite(operands.scales.to(torch.float32)).all()):
+            raise _Wrong("its scales hold NaN or infinity")
+        extent.add(operands)
+        if operands.zeros is not None and operands.zeros.numel():
+            zeros += torch.aminmax(operands.zeros)
+        dtype = operands.scales.dtype
+    narrow = extent.fits_four_bits
+    span = extent.zero_range if narrow else (int(min(zeros)), int(max(zeros))) if zeros else (0, 0)
+    bits = 4 if narrow else proposal.bits
+    if bits < 8 and (span[0] < 0 or span[1] > 1 << bits):
+        raise _Wrong(f"its zero points {span[0]} .. {span[1]} are outside 0 .. {1 << bits}")
+    return Facts(span, dtype, narrow, extent.in_order)
+
+
+def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:
+    """The parts of the weight, each compared with what the graph computes; raises _Wrong at the first that differs."""
+    proposal = claim.proposal
+    for dense, operands in _strips(claim, {node: constant.tensor for node, constant in constants.items()}):
+        wrong = disagreement(dense, operands, proposal.group, proposal.codebook)
+        if wrong is not None and bool(torch.isfinite(operands.scales.to(torch.float32)).all()):
+            raise _Wrong(f"its weight is not what it was read as: {wrong}")
+        if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
+            raise _Wrong(f"its codes need more than {proposal.bits} bits")
+        yield operands
+
+
+def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[tuple[Tensor, Operands]]:
+    """(dense weight, operands) of the weight's rows, strip by strip."""
+    product, proposal = claim.product, claim.proposal
+    n, k = product.n, product.k
+    if n * k <= _WHOLE:
+        dense, *given = evaluate([product.weight, *claim.inputs], feed)
+        yield (dense.t() if product.transposed else dense), proposal.unpack(given)
+        return
+    known = {node: Constant("", tensor) for node, tensor in feed.items()}
+    for node, tensor in feed.items():
+        if is_released(tensor):
+            raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
+    copy = Recipe.of([product.weight, *claim.inputs], known)
+    made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), ("unpack", claim.key))
+    axis = 1 if product.transposed else 0
+    roots = [Root(copy.roots[0], {"n": axis})]
+    there = [index for index, node in enumerate(made) if node is not None]
+    roots += [Root(made[index], {"n": 0} if Operands._fields[index] in {"codes", "scales", "zeros"} else {}) for index in there]
+    inner = {copied: feed[source] for copied, source in zip(copy.inputs, copy.sources, strict=True)}
+    slices = Slices(roots, {"n": n}, inner)
+    for span in pieces(n, max(1, _STRIP // k), slices.align("n")):
+        dense, *values = slices.evaluate({"n": span})
+        named = dict(zip(there, values, strict=True))
+        yield (dense.t() if product.transposed else dense), Operands(*(named.get(index) for index in range(len(made))))  # type: ignore[arg-type]
+
+
+def _by_definition(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Operands | None:
+    """The operands of a weight of the front door's operator that needs no comparison; codes of fewer than 8 bits without values.
+
+    None for all other weights.
+    """
+    proposal = claim.proposal
+    root = claim.product.weight
+    while is_call(root, torch.ops.aten.permute.default, torch.ops.aten.t.default):
+        root = root.args[0]  # type: ignore[assignment]
+    if not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
+        return None
+    tensors = [constants[node].tensor for node in claim.inputs]
+    operands = without_codes(proposal, tensors)
+    if operands is None or not _keeps_its_range(operands, proposal, root.meta["val"].dtype):
+        return None
+    return operands
+
+
+def without_codes(proposal: Proposal, leaves: Sequence[Tensor]) -> Operands | None:
+    """Scales, zero points and order alone, with codes that have a shape but no values; None if something needs the codes.
+
+    Codes of fewer than 8 bits, unpacked from a container, cannot be out of range; unpacking a whole model just to look at its
+    scales takes seconds.
+    """
+    if proposal.bits >= 8 or not leaves:
+        return None
+    largest = max(leaves, key=lambda leaf: leaf.nbytes)
+    try:
+        operands = proposal.unpack([leaf.to("meta") if leaf is largest else leaf for leaf in leaves])
+    except Exception:  # the reading looks at values
+        return None
+    small = [item for item in operands[1:] if item is not None]
+    return None if any(item.is_meta for item in small) or not operands.codes.is_meta else operands
+
+
+def _keeps_its_range(operands: Operands, proposal: Proposal, dtype: torch.dtype) -> bool:
+    """Whether no code times its scale leaves the range of normal numbers of any dtype it is rounded to on the way."""
+    sizes = operands.scales.to(torch.float32).abs()
+    sizes = sizes[sizes > 0]
+    if not sizes.numel():
+        return True
+    low, high = float(sizes.min()) / 2, float(sizes.max()) * (1 << (proposal.bits + 1))  # / 2: the least step of a code book
+    kinds = [torch.finfo(kind) for kind in {dtype, operands.scales.dtype} if kind.is_floating_point]
+    return all(low >= kind.smallest_normal and high <= kind.max for kind in kinds)
