@@ -9,25 +9,33 @@ for one layer's scales gives something else for the next layer's. No list of har
 rounding to nothing make nearly all of them depend on magnitude; and comparing costs no more than one eager forward does, which
 dequantizes the same weight (in strips of rows that stay in the cache, without ever holding a dense weight).
 
+Compared are two things. What the graph gives, which is rounded, must be the reading's weight up to some roundings of its dtype. And
+what the same code gives without rounding (every operator that the codes go through computes in float64) must be the reading's
+weight exactly: a small number that is added on the way, or a code that is one too small, can hide in the rounding of bfloat16. Of
+a large weight only some strips are compared in this second way.
+
 The one exception is the front door's own operator, `qcompile::dequantize_packed`: it is defined as this formula, by the same
 unpacking that the reading uses, so comparing it with itself would prove nothing (tests compare it with independent code, over all
 codes and zero points). Its product is rounded to 16 bits on the way, so where a scale is so large or so small that this rounding is
 more than rounding, such a weight is compared, too.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompile.check import disagreement, in_range
+from qcompile.check import disagreement, in_range, inexact
 from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.graph import Constant, evaluate, is_call, is_released
+from qcompile.graph import Constant, evaluate, is_call, is_released, subgraph, value
 from qcompile.meaning import Operands
-from qcompile.products import Product
+from qcompile.products import CASTS, VIEWS, Product
 from qcompile.readers import Proposal
 from qcompile.slices import Root, Slices, pieces
 from qcompile.store import Recipe
@@ -35,6 +43,9 @@ from qcompile.tighten import Extent
 
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.
 _WHOLE, _STRIP = 1 << 21, 1 << 19
+_EXACT_STRIPS = 4
+_ALONG_N = frozenset({"codes", "scales", "zeros"})
+_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Tensor, torch.ops.aten.addcmul.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +85,11 @@ def examine(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Facts | str:
         return str(wrong)
 
 
-def agrees(claim: Claim, feed: Mapping[fx.Node, Tensor], strips: int | None = None) -> str | None:
-    """None if the claim holds for the contents in `feed` (in its first strips only, if a number is given), else what differs."""
+def agrees(claim: Claim, feed: Mapping[fx.Node, Tensor], strips: int) -> bool:
+    """Whether the claim holds for the contents in `feed`, in the first strips of the weight."""
     proposal = claim.proposal
-    for number, (dense, operands) in enumerate(_strips(claim, feed)):
-        if number == strips:
-            break
-        wrong = disagreement(dense, operands, proposal.group, proposal.codebook)
-        if wrong is not None:
-            return wrong
-    return None
+    parts = itertools.islice(_strips(claim, feed), strips)
+    return all(_disagreement(part, proposal) is None for part in parts)
 
 
 class _Wrong(Exception):  # noqa: N818 - it carries the sentence
@@ -113,8 +119,9 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
 def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:
     """The parts of the weight, each compared with what the graph computes; raises _Wrong at the first that differs."""
     proposal = claim.proposal
-    for dense, operands in _strips(claim, {node: constant.tensor for node, constant in constants.items()}):
-        wrong = disagreement(dense, operands, proposal.group, proposal.codebook)
+    for part in _strips(claim, {node: constant.tensor for node, constant in constants.items()}):
+        operands = part.operands
+        wrong = _disagreement(part, proposal)
         if wrong is not None and bool(torch.isfinite(operands.scales.to(torch.float32)).all()):
             raise _Wrong(f"its weight is not what it was read as: {wrong}")
         if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
@@ -122,30 +129,95 @@ def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[O
         yield operands
 
 
-def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[tuple[Tensor, Operands]]:
-    """(dense weight, operands) of the weight's rows, strip by strip."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Strip:
+    """Some rows of a weight: what the graph computes, the same without rounding (None: not asked for), and the reading."""
+
+    dense: Tensor
+    exact: Tensor | None
+    operands: Operands
+    adds: bool
+
+
+def _disagreement(part: _Strip, proposal: Proposal) -> str | None:
+    wrong = disagreement(part.dense, part.operands, proposal.group, proposal.codebook, adds=part.adds)
+    if wrong is None and part.exact is not None:
+        wrong = inexact(part.exact, part.operands, proposal.group, proposal.codebook)
+    return wrong
+
+
+def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[_Strip]:
+    """The weight's rows, strip by strip."""
     product, proposal = claim.product, claim.proposal
-    n, k = product.n, product.k
+    n, k, turned = product.n, product.k, product.transposed
     if n * k <= _WHOLE:
+        wide, adds = _computed(product.weight, feed)
         dense, *given = evaluate([product.weight, *claim.inputs], feed)
-        yield (dense.t() if product.transposed else dense), proposal.unpack(given)
+        exact = _exactly(Slices([Root(product.weight, {})], {}, feed, wide), None)
+        yield _Strip(_turned(dense, turned), _turned(exact, turned), proposal.unpack(given), adds)
         return
-    known = {node: Constant("", tensor) for node, tensor in feed.items()}
     for node, tensor in feed.items():
         if is_released(tensor):
             raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
+    known = {node: Constant("", tensor) for node, tensor in feed.items()}
     copy = Recipe.of([product.weight, *claim.inputs], known)
     made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), ("unpack", claim.key))
-    axis = 1 if product.transposed else 0
-    roots = [Root(copy.roots[0], {"n": axis})]
-    there = [index for index, node in enumerate(made) if node is not None]
-    roots += [Root(made[index], {"n": 0} if Operands._fields[index] in {"codes", "scales", "zeros"} else {}) for index in there]
     inner = {copied: feed[source] for copied, source in zip(copy.inputs, copy.sources, strict=True)}
-    slices = Slices(roots, {"n": n}, inner)
-    for span in pieces(n, max(1, _STRIP // k), slices.align("n")):
+    weight = Root(copy.roots[0], {"n": 1 if turned else 0})
+    there = [index for index, node in enumerate(made) if node is not None]
+    roots = [Root(made[index], {"n": 0} if Operands._fields[index] in _ALONG_N else {}) for index in there]
+    wide, adds = _computed(copy.roots[0], inner)
+    slices, exactly = Slices([weight, *roots], {"n": n}, inner), Slices([weight], {"n": n}, inner, wide)
+    spans = pieces(n, max(1, _STRIP // k), math.lcm(slices.align("n"), exactly.align("n")))
+    looked_at = {round(index * (len(spans) - 1) / (_EXACT_STRIPS - 1)) for index in range(_EXACT_STRIPS)}
+    for number, span in enumerate(spans):
         dense, *values = slices.evaluate({"n": span})
         named = dict(zip(there, values, strict=True))
-        yield (dense.t() if product.transposed else dense), Operands(*(named.get(index) for index in range(len(made))))  # type: ignore[arg-type]
+        operands = Operands(*(named.get(index) for index in range(len(made))))  # type: ignore[arg-type]
+        exact = _exactly(exactly, span) if number in looked_at else None
+        yield _Strip(_turned(dense, turned), _turned(exact, turned), operands, adds)
+
+
+def _turned(weight: Any, transposed: bool) -> Any:
+    return weight.t() if transposed and weight is not None else weight
+
+
+def _exactly(slices: Slices, span: range | None) -> Tensor | None:
+    """The weight without rounding; None where the code looks at the bits of its floats."""
+    if slices.wide is None:
+        return None
+    found: Tensor = slices.evaluate({} if span is None else {"n": span})[0]
+    return found
+
+
+def _computed(weight: fx.Node, feed: Mapping[fx.Node, Tensor]) -> tuple[frozenset[fx.Node] | None, bool]:
+    """(the nodes that compute floats from the codes, None if they look at bits of such floats; whether they add floats).
+
+    What is computed from scales and zero points alone keeps its dtype: a scale that was rounded on the way is that rounded scale.
+    Only a product of the two that is added (w * s - z * s) is no such thing.
+    """
+    codes = max(feed, key=lambda node: feed[node].nbytes)
+    behind, wide, adds = {codes}, set[fx.Node](), False
+    for node in subgraph([weight], set(feed)):
+        if behind.isdisjoint(node.all_input_nodes):
+            continue
+        behind.add(node)
+        wide.add(node)
+        floats = [p for p in node.all_input_nodes if p in behind and isinstance(value(p), Tensor) and value(p).is_floating_point()]
+        if is_call(node, torch.ops.aten.view.dtype) and floats:
+            return None, True
+        if is_call(node, *_ADDS) and floats:
+            adds = True
+            wide.update(*(_product_behind(parent) for parent in node.all_input_nodes if parent not in behind))
+    return frozenset(wide), adds
+
+
+def _product_behind(node: fx.Node) -> list[fx.Node]:
+    """The product that a term is, zero point times scale, and what stands between; a term of another kind is what it is."""
+    found = [node]
+    while is_call(found[-1], *VIEWS, *CASTS, torch.ops.aten.expand.default, torch.ops.aten.permute.default):
+        found.append(found[-1].all_input_nodes[0])
+    return found if is_call(found[-1], torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor) else []
 
 
 def _by_definition(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Operands | None:

@@ -1,6 +1,6 @@
 """Compares a weight that a graph computes with the one that was read, and makes random contents of stored weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,40 @@ _ROUNDINGS = 2.5
 # Code like w * s - z * s rounds values as large as the group's largest and leaves that error in the small differences, too.
 _GROUP_ROUNDINGS = 4.0
 _STEP_SHARE = 0.2  # of one code step: a weight off by one code is five times outside
+# Numbers below the least normal one are rounded to multiples of the least of all: harmless beside a row's large weights.
+_LEAST = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24, torch.float32: 2.0**-149}
+_ROW_SHARE = 2.0**-10
+_EXACT = 2.0**-20  # some roundings of float32
 
 
-def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -> str | None:
-    """None if `dense` [N, K] is the operands' weight, up to the rounding of dense's dtype; otherwise what differs."""
+def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str, *, adds: bool = False) -> str | None:
+    """None if `dense` [N, K] is the operands' weight, up to the rounding of dense's dtype; otherwise what differs.
+
+    adds: the code adds or subtracts numbers that may be larger than their sum, so that small weights may carry larger errors.
+    """
+    rounded = rounded_to(dense)
+
+    def allowed(ours: Tensor, scales: Tensor) -> Tensor:
+        magnitude = ours.abs()
+        least = torch.clamp(magnitude.amax(-1, keepdim=True) * _ROW_SHARE, max=_LEAST.get(rounded, 0.0))
+        single = torch.maximum(magnitude * (_ROUNDINGS * _UNIT.get(rounded, 2.0**-8)), least)
+        if not adds:
+            return single
+        steps = scales.to(torch.float32).abs()[:, :, None]
+        shared = tolerance(ours.unflatten(1, (-1, group)), steps, rounded).flatten(1)
+        return torch.where(magnitude == 0, least, torch.maximum(single, shared))  # equal terms give exactly 0
+
+    return _compare(dense, operands, group, codebook, allowed)
+
+
+def inexact(exact: Tensor, operands: Operands, group: int, codebook: str) -> str | None:
+    """None if the operands' weight is `exact` [N, K], what the code gives without rounding (float64); otherwise what differs."""
+    return _compare(exact, operands, group, codebook, lambda ours, _: (ours.abs() * _EXACT).clamp(min=_LEAST[torch.float32]))
+
+
+def _compare(
+    dense: Tensor, operands: Operands, group: int, codebook: str, allowed: Callable[[Tensor, Tensor], Tensor]
+) -> str | None:
     if dense.dim() != 2 or tuple(operands.codes.shape) != tuple(dense.shape):
         return f"shape {list(operands.codes.shape)} instead of {list(dense.shape)}"
     n, k = dense.shape
@@ -27,18 +57,16 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str) -
     for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros)):
         if tensor is not None and tuple(tensor.shape) != expected:
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
-    rounded = rounded_to(dense)
     columns = None if operands.perm is None else operands.perm.long()
     for part in row_pieces(n, k):
         zeros = None if operands.zeros is None else operands.zeros[part]
         scales = operands.scales[part]
         ours = dequantize(operands.codes[part], scales, zeros, group, codebook)
-        theirs = dense[part].to(torch.float32)
+        theirs = dense[part].to(torch.promote_types(dense.dtype, torch.float32))
         if columns is not None:
             theirs = theirs[:, columns]
-        allowed = tolerance(ours.unflatten(1, (-1, group)), scales.to(torch.float32).abs()[:, :, None], rounded).flatten(1)
         # `not <=` rather than `>`: NaN on either side counts as different.
-        wrong = ~((ours - theirs).abs() <= allowed)
+        wrong = ~((ours - theirs).abs() <= allowed(ours, scales))
         if bool(wrong.any()):
             row, column = (int(i) for i in wrong.nonzero()[0])
             return (

@@ -195,7 +195,7 @@ class Reader:
             return False
         random = random_leaves(tensors, product.k, torch.Generator().manual_seed(20260))
         try:
-            return agrees(self._claim(product, leaves, guess, structure), dict(zip(leaves, random, strict=True)), 1) is None
+            return agrees(self._claim(product, leaves, guess, structure), dict(zip(leaves, random, strict=True)), 1)
         except Exception:  # the code may reject random contents (an index out of range)
             return False
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from qcompile.graph import concrete, evaluate, hint, is_size, subgraph, value
+from qcompile.graph import concrete, hint, is_size, literal, subgraph, value
 from qcompile.slice_rules import Axis, needs_of, run
 
 # Makes the values of an input for the shape that is asked for.
@@ -35,15 +35,23 @@ class Slices:
     roots   what is wanted
     sizes   label -> its whole length
     feed    values of the graph's inputs; a function makes the values of an input that has none yet
+    wide    nodes that compute in float64 what they would compute in another float
     """
 
-    def __init__(self, roots: Sequence[Root], sizes: Mapping[str, int], feed: Mapping[fx.Node, Any]) -> None:
-        self.roots, self.sizes, self.feed = tuple(roots), dict(sizes), dict(feed)
+    def __init__(
+        self,
+        roots: Sequence[Root],
+        sizes: Mapping[str, int],
+        feed: Mapping[fx.Node, Any],
+        wide: Collection[fx.Node] | None = None,
+    ) -> None:
+        self.roots, self.sizes, self.feed, self.wide = tuple(roots), dict(sizes), dict(feed), wide
         order = subgraph([root.node for root in roots], set(feed), is_size)
         self._axes: dict[fx.Node, dict[str, Axis]] = {}
         self._needs: dict[fx.Node, dict[str, dict[fx.Node, Axis | None]]] = {}
         self._plan(order)
         self._order = [node for node in order if self._axes[node]]
+        self._before = [node for node in order if not self._axes[node]]
         self._whole: dict[fx.Node, Any] | None = None
 
     def align(self, label: str) -> int:
@@ -69,11 +77,8 @@ class Slices:
         uses.update(root.node for root in self.roots)
         for node in self._order:
             arguments = {parent: self._load(parent, self._wanted(node, parent), spans, values) for parent in node.all_input_nodes}
-            values[node] = _run(node, self._axes[node], spans, arguments)
-            for parent in node.all_input_nodes:
-                uses[parent] -= 1
-                if uses[parent] == 0:
-                    values.pop(parent, None)
+            values[node] = self._run(node, spans, arguments)
+            _drop(node, uses, values)
         axes = [{label: Axis(dim) for label, dim in root.axes.items()} for root in self.roots]
         return [self._load(root.node, wanted, spans, values) for root, wanted in zip(self.roots, axes, strict=True)]
 
@@ -84,13 +89,13 @@ class Slices:
         self, node: fx.Node, wanted: Mapping[str, Axis | None], spans: Mapping[str, range], values: dict[fx.Node, Any]
     ) -> Any:
         """The node's value, narrowed to what a reader wants of it."""
-        assert self._whole is not None
+        whole = self._whole or {}
         axes = self._axes.get(node, {})
         if is_size(node):
             return hint(value(node))
         if node not in values and callable(self.feed.get(node)):
             values[node] = self.feed[node](_shape(node, axes, spans))
-        found = values if node in values else self._whole if node in self._whole else self.feed
+        found = values if node in values else whole if node in whole else self.feed
         item = found[node]
         for label, axis in wanted.items():
             if axis is not None and label not in axes:
@@ -121,16 +126,46 @@ class Slices:
 
     def _evaluate_whole(self) -> dict[fx.Node, Any]:
         """The values of the nodes that are computed as a whole and read by others."""
-        read: dict[fx.Node, None] = {root.node: None for root in self.roots}
-        for node in self._order:
-            read.update((parent, None) for parent in node.all_input_nodes)
-        wanted = [node for node in read if node not in self.feed and not is_size(node) and not self._axes[node]]
-        feed = {node: given for node, given in self.feed.items() if not callable(given)}
-        inputs = {parent for node in subgraph(wanted, set(feed), is_size) for parent in node.all_input_nodes if parent in self.feed}
-        for node in (*inputs, *(node for node in wanted if node in self.feed)):
-            if node not in feed:
-                feed[node] = self.feed[node](_shape(node, {}, {}))
-        return dict(zip(wanted, evaluate(wanted, feed), strict=True))
+        read = {parent for node in self._order for parent in node.all_input_nodes} | {root.node for root in self.roots}
+        uses = Counter(parent for node in self._before for parent in node.all_input_nodes)
+        uses.update(node for node in self._before if node in read)
+        spans = {label: range(size) for label, size in self.sizes.items()}
+        values: dict[fx.Node, Any] = {}
+        for node in self._before:
+            arguments = {parent: self._load(parent, {}, spans, values) for parent in node.all_input_nodes}
+            values[node] = self._run(node, spans, arguments)
+            _drop(node, uses, values)
+        return {node: item for node, item in values.items() if node in read and node not in self.feed}
+
+    def _run(self, node: fx.Node, spans: Mapping[str, range], arguments: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return literal(node)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda parent: arguments[parent])
+        args, kwargs = concrete(args), concrete(kwargs)
+        if self.wide is not None and node in self.wide:
+            args, kwargs = _widened(args), _widened(kwargs)
+        shape = _shape(node, self._axes[node], spans) if isinstance(value(node), Tensor) else None
+        with torch.no_grad():
+            return run(node, args, kwargs, shape if self._axes[node] else None)
+
+
+def _drop(node: fx.Node, uses: Counter[fx.Node], values: dict[fx.Node, Any]) -> None:
+    """Forget the arguments that the node was the last to read."""
+    for parent in node.all_input_nodes:
+        uses[parent] -= 1
+        if uses[parent] == 0:
+            values.pop(parent, None)
+
+
+def _widened(item: Any) -> Any:
+    """Floating-point tensors and dtypes as float64."""
+    if isinstance(item, Tensor):
+        return item.to(torch.float64) if item.is_floating_point() else item
+    if isinstance(item, torch.dtype):
+        return torch.float64 if item.is_floating_point else item
+    if isinstance(item, list | tuple):
+        return type(item)(_widened(part) for part in item)
+    return {key: _widened(part) for key, part in item.items()} if isinstance(item, dict) else item
 
 
 def _only(axes: set[Axis | None]) -> Axis | None:
@@ -150,13 +185,6 @@ def _narrow(item: Any, axis: Axis, span: range) -> Any:
         return type(item)(_narrow(part, axis, span) for part in item)
     indices = axis.indices(span)
     return item.narrow(axis.dim, indices.start, len(indices))
-
-
-def _run(node: fx.Node, axes: Mapping[str, Axis], spans: Mapping[str, range], values: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda parent: values[parent])
-    shape = _shape(node, axes, spans) if isinstance(value(node), Tensor) else None
-    with torch.no_grad():
-        return run(node, concrete(args), concrete(kwargs), shape)
 
 
 def pieces(size: int, each: int, align: int = 1) -> list[range]:
