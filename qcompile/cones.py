@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from qcompile.check import disagreement, in_range, is_fixed, prove
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
-from qcompile.meaning import Operands
+from qcompile.meaning import Operands, all_finite
 from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
 from qcompile.tighten import fits_four_bits, four_bits, in_order, is_in_order
@@ -165,14 +165,14 @@ class Reader:
         operands = None if known.by_value or known.found is not None else _without_codes(proposal, values)
         if operands is None or _may_overflow(operands.scales, value(product.weight).dtype):
             operands = proposal.unpack(values)
-        if not bool(torch.isfinite(operands.scales).all()):
+        if not all_finite(operands.scales):
             return "its scales hold NaN or infinity"
         if known.by_value or _may_overflow(operands.scales, value(product.weight).dtype):
             dense = evaluate([product.weight], feed)[0]
             wrong = disagreement(dense.t() if product.transposed else dense, operands, proposal.group, proposal.codebook)
             if wrong is not None:
                 return f"its weight is not what it was read as: {wrong}"
-            if not in_range(operands.codes, proposal.bits, operands.zeros is None):
+            if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
                 return f"its codes need more than {proposal.bits} bits"
         if known.found is None:
             known = replace(known, narrow=fits_four_bits(operands, proposal), straight=is_in_order(operands))

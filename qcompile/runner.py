@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph import Constant, is_released
+from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
 from qcompile.release import release_raw
 from qcompile.store import STORE, Recipe
@@ -164,7 +164,7 @@ class Runner:
         """Why the packed form does not cover the new content, "" if it does."""
         for node in changed:
             tensor = given[node].tensor
-            if tensor.is_floating_point() and not is_released(tensor) and not bool(torch.isfinite(tensor).all()):
+            if not is_released(tensor) and not all_finite(tensor):
                 return f"{given[node].path} holds NaN or infinity"
         sites = {id(item.site): item.site for item in self.packed}
         for site in sites.values():
