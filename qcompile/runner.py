@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One packed input: result `index` of a recipe."""
+    """One packed input: result `index` of a recipe; site: the linear that it is for, if it is one's."""
 
     recipe: Recipe
     index: int
-    site: GraphSite
+    site: GraphSite | None
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +166,7 @@ class Runner:
             tensor = given[node].tensor
             if not is_released(tensor) and not all_finite(tensor):
                 return f"{given[node].path} holds NaN or infinity"
-        sites = {id(item.site): item.site for item in self.packed}
+        sites = {id(item.site): item.site for item in self.packed if item.site is not None}
         for site in sites.values():
             if site.kernel is None:
                 continue  # the dense weight is what the captured code makes of any content

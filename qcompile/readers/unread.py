@@ -45,7 +45,7 @@ def _stored(weight: Weight, nodes: Sequence[fx.Node]) -> str:
         packs = 2 if fake.dtype is getattr(torch, "float4_e2m1fn_x2", None) else 1
         if fake.numel() * packs == weight.n * weight.k:
             name = str(fake.dtype).removeprefix("torch.")
-            return f"its weight is stored as {name} (fp{8 // packs} values, no integer codes), which no kernel here reads"
+            return f"its weight is stored as {name} (fp{8 // packs} values, not integers), which no kernel here reads"
     return ""
 
 
