@@ -125,7 +125,9 @@ class Weight:
                     return None
                 continue
             whole = torch.round(steps)
-            if not bool(((steps - whole).abs() <= tolerance(steps, 1.0, self.rounded).clamp(max=0.5)).all()):
+            # Halves are rare; only products are believed, whose values are off by their own rounding and not by that of others.
+            allowed = tolerance(steps, 0.0 if kind == HALVES else 1.0, self.rounded).clamp(max=0.5)
+            if not bool(((steps - whole).abs() <= allowed).all()):
                 return None
             low, high = min(low, int(whole.min())), max(high, int(whole.max()))
             least = whole.amin(-1).clamp(max=0)
