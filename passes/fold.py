@@ -41,27 +41,27 @@ def fold_site(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:
     if site.kernel is not None:
         x, *packed = (node for node in site.node.args if isinstance(node, fx.Node))
         shelf = Shelf.of(site.kernel, state.options)
-        inputs = _inputs(state, site, packed, made, retire=site.kernel.retire_addresses, shelf=shelf)
-        site.node.args = (x, *inputs)
+        nodes = inputs(state, site, packed, made, retire=site.kernel.retire_addresses, shelf=shelf)
+        site.node.args = (x, *nodes)
     elif state.options.fallback == "dense" and site.weight not in state.constants:
-        inputs = _inputs(state, site, [site.weight], made)
-        site.weight.replace_all_uses_with(inputs[0])
+        nodes = inputs(state, site, [site.weight], made)
+        site.weight.replace_all_uses_with(nodes[0])
     else:
         site.report = replace(site.report, bytes_after=site.report.bytes_before)
         return
-    site.report = replace(site.report, bytes_after=sum(state.folded[node].tensor.nbytes for node in inputs))
+    site.report = replace(site.report, bytes_after=sum(state.folded[node].tensor.nbytes for node in nodes))
 
 
-def _inputs(
+def inputs(
     state: State,
-    site: GraphSite,
+    site: GraphSite | None,
     roots: Sequence[fx.Node],
     made: dict[int, fx.Node],
     *,
     retire: bool = False,
     shelf: Shelf | None = None,
 ) -> list[fx.Node]:
-    """Graph inputs that hold the roots' values; one for each distinct tensor."""
+    """Graph inputs that hold the roots' values; one for each distinct tensor. site: the linear that they belong to, if any."""
     recipe = Recipe.of(roots, state.constants, retire, shelf)
     tensors = STORE.fetch(recipe, recipe.pick(state.constants))
     nodes = []
@@ -77,7 +77,7 @@ def _input(state: State, folded: Folded) -> fx.Node:
     with state.graph.inserting_after(last):
         node = state.graph.placeholder(f"packed_{len(state.folded)}")
     node.meta["val"] = _fake(state, folded.tensor)
-    node.meta["constant"] = f"{folded.site.report.module} (packed {folded.index})"
+    node.meta["constant"] = f"{folded.module} (packed {folded.index})"
     state.folded[node] = folded
     return node
 

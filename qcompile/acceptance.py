@@ -34,7 +34,7 @@ from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, is_released, subgraph, value
-from qcompile.meaning import Operands
+from qcompile.meaning import Operands, all_finite
 from qcompile.products import CASTS, VIEWS, Product
 from qcompile.readers import Proposal
 from qcompile.slices import Root, Slices, pieces
@@ -102,7 +102,7 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     zeros: list[Tensor] = []
     dtype = torch.float32
     for operands in parts:
-        if not bool(torch.isfinite(operands.scales.to(torch.float32)).all()):
+        if not all_finite(operands.scales):
             raise _Wrong("its scales hold NaN or infinity")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
@@ -122,7 +122,7 @@ def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[O
     for part in _strips(claim, {node: constant.tensor for node, constant in constants.items()}):
         operands = part.operands
         wrong = _disagreement(part, proposal)
-        if wrong is not None and bool(torch.isfinite(operands.scales.to(torch.float32)).all()):
+        if wrong is not None and all_finite(operands.scales):
             raise _Wrong(f"its weight is not what it was read as: {wrong}")
         if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
             raise _Wrong(f"its codes need more than {proposal.bits} bits")

@@ -110,7 +110,7 @@ def is_fixed(leaf: Tensor) -> bool:
 
 
 def in_range(codes: Tensor, bits: int, signed: bool) -> bool:
-    """Whether all codes fit `bits` bits, signed or unsigned."""
+    """Whether all codes fit `bits` bits, signed or unsigned (as indices of a code book are)."""
     if bits == 8 or codes.numel() == 0:
         return True
     low, high = (int(item) for item in torch.aminmax(codes))

@@ -111,7 +111,7 @@ def _packing(state: State) -> list[str]:
     for node, folded in state.folded.items():
         tensor = folded.tensor
         lines.append(
-            f"{node.name}: {folded.site.report.module} result {folded.index} of {folded.site.report.kernel or 'dense'}: "
+            f"{node.name}: {folded.module} result {folded.index} of {folded.kernel}: "
             f"{json.dumps(list(tensor.shape))} {tensor.dtype} {tensor.nbytes} bytes from {', '.join(folded.recipe.paths)}"
         )
     return lines

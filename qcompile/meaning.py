@@ -30,6 +30,18 @@ class Operands(NamedTuple):
     act_zero: Tensor | None = None
 
 
+# The dtypes that scales of a weight may have; scales stored in others (float8, float64) are widened or rounded to float32 first.
+SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether nothing is NaN or infinite, for every dtype: float8 has no `isfinite` of its own, and integers and float4 no NaN."""
+    if not tensor.is_floating_point() or tensor.dtype is getattr(torch, "float4_e2m1fn_x2", None):
+        return True
+    wide = tensor.to(torch.float32) if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(wide).all())
+
+
 def row_pieces(n: int, k: int, elements: int = 1 << 22) -> Iterator[slice]:
     """Slices of the rows of a weight [n, k], of about so many elements each: in float32 a whole one would be by far the largest."""
     rows = max(1, elements // max(k, 1))
@@ -97,9 +109,11 @@ class QuantizedWeight:
         if self.group <= 0 or self.k % self.group:
             raise WeightError("group", f"a divisor of K={self.k}", str(self.group))
         expected = [self.n, self.k // self.group]
-        if list(self.scales.shape) != expected or not self.scales.is_floating_point():
-            raise WeightError("scales", f"float {expected}", f"{self.scales.dtype} {list(self.scales.shape)}")
-        if not bool(torch.isfinite(self.scales).all()):
+        if list(self.scales.shape) != expected or self.scales.dtype not in (*SCALE_DTYPES, torch.float64):
+            raise WeightError(
+                "scales", f"float32, bfloat16 or float16 {expected}", f"{self.scales.dtype} {list(self.scales.shape)}"
+            )
+        if not all_finite(self.scales):
             raise WeightError("scales", "finite values", "NaN or infinity")
         if self.zeros is not None and (list(self.zeros.shape) != expected or self.zeros.dtype != torch.int8):
             raise WeightError("zeros", f"int8 {expected}", f"{self.zeros.dtype} {list(self.zeros.shape)}")

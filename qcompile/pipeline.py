@@ -68,12 +68,22 @@ class GraphSite:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folded:
-    """A constant that `fold` made: result number `index` of the recipe."""
+    """A constant that `fold` made: result number `index` of the recipe. site: the linear it belongs to, if it is one's."""
 
     recipe: "Recipe"
     index: int
     tensor: Tensor
-    site: GraphSite
+    site: GraphSite | None
+
+    @property
+    def module(self) -> str:
+        """The path of the linear, or of what the constant was computed from."""
+        return ", ".join(self.recipe.paths) if self.site is None else self.site.report.module
+
+    @property
+    def kernel(self) -> str:
+        """What it was made for."""
+        return "dense" if self.site is None else self.site.report.kernel or "dense"
 
 
 @dataclass(slots=True, eq=False)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph import Constant, is_released
+from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
 from qcompile.release import release_raw
 from qcompile.store import STORE, Recipe
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One packed input: result `index` of a recipe."""
+    """One packed input: result `index` of a recipe; site: the linear that it is for, if it is one's."""
 
     recipe: Recipe
     index: int
-    site: GraphSite
+    site: GraphSite | None
 
 
 @dataclass(slots=True, eq=False)
@@ -164,9 +164,9 @@ class Runner:
         """Why the packed form does not cover the new content, "" if it does."""
         for node in changed:
             tensor = given[node].tensor
-            if tensor.is_floating_point() and not is_released(tensor) and not bool(torch.isfinite(tensor).all()):
+            if not is_released(tensor) and not all_finite(tensor):
                 return f"{given[node].path} holds NaN or infinity"
-        sites = {id(item.site): item.site for item in self.packed}
+        sites = {id(item.site): item.site for item in self.packed if item.site is not None}
         for site in sites.values():
             if site.kernel is None:
                 continue  # the dense weight is what the captured code makes of any content

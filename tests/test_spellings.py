@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.scale_spellings import BY_VALUE
 from support.spellings import BF16, EIGHT, F16, F32, MORE, SPELLINGS, K, M, N, Spelling, Written, int4, int8, scale
 from torch import Tensor, nn
 
@@ -38,13 +39,14 @@ def recognized(row: SiteReport) -> tuple[int, int, bool, bool, int, int]:
     return row.bits, row.group, row.symmetric, row.act_order, row.n, row.k
 
 
-@pytest.mark.parametrize("spelling", **names(SPELLINGS))
+@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *BY_VALUE)))
 def test_is_recognized_and_right(spelling: Spelling) -> None:
     model = spelling.model()
     _, rows = run(model, spelling.x(), **REFERENCE)
     assert [row.declined for row in rows] == [""]
     n = model.s.shape[-1] if "N == K" in spelling.name else N
-    assert recognized(rows[0]) == (spelling.bits, spelling.group, spelling.symmetric, spelling.act_order, n, K)
+    assert recognized(rows[0]) == (spelling.bits, spelling.group, spelling.symmetric, spelling.act_order, n, spelling.shape[-1])
+    assert rows[0].codebook == spelling.codebook
     assert rows[0].kernel == "reference.quantized_linear"
 
 
@@ -190,7 +192,7 @@ def test_a_scale_along_m_stays_outside(m: int) -> None:
 
 def test_float8_weights_are_declined() -> None:
     w = torch.randn(N, K).to(torch.float8_e4m3fn)
-    assert "integers" in declined(lambda m, x: linear(x, m.w.to(BF16) * m.s[:, None]), X, w=w, s=scale(N))
+    assert "float8_e4m3fn" in declined(lambda m, x: linear(x, m.w.to(BF16) * m.s[:, None]), X, w=w, s=scale(N))
 
 
 @pytest.mark.parametrize("cast", [Tensor.float, Tensor.clone])

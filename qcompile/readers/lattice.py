@@ -1,66 +1,58 @@
-"""Recovers codes from any dequantization code: divided by its scales, the dense weight lies on an integer lattice.
+"""Recovers codes from any dequantization code: divided by its scales, the dense weight is integers or entries of a code book.
 
-For a weight W [N, K] and a candidate scale S expanded along K, q = W / S is an integer matrix exactly if S is the scale. The
-integers need `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
+For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer matrix exactly if S is the scale. The integers need
+`bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qcompile.check import rounded_to, tolerance
-from qcompile.meaning import row_pieces
+from qcompile.meaning import CODE_BOOKS, row_pieces
+from qcompile.readers.scales import Scale, further, singles
+
+INTEGERS, HALVES = "integers", "halves"
+_SAMPLED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """scales: index of the candidate and how it lies: "ng" [N, G], "gn" [G, N], "one" element, or "unit" (no scale)."""
+    """What the weight is on: `kind` is INTEGERS, HALVES (integers once doubled, so the scale counts half), or a code book's name.
 
-    candidate: int
-    layout: str
-    group: int
+    index: number of the candidate that is the group index [K] (act-order)
+    """
+
+    scale: Scale
+    kind: str
     bits: int
     symmetric: bool
-    index: int | None = None  # candidate number of the group index [K] (act-order)
+    index: int | None = None
+
+    @property
+    def codebook(self) -> str:
+        return self.kind if self.kind in CODE_BOOKS else ""
+
+    def scales(self, tensors: Sequence[Tensor], dense: Tensor) -> Tensor:
+        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]."""
+        n, k = dense.shape
+        values = self.scale.values(tensors, n, k, dense.device)
+        return values.to(torch.float32) * 0.5 if self.kind == HALVES else values
 
 
-def layouts(shape: Sequence[int], n: int, k: int) -> Iterator[tuple[str, int]]:
-    """(layout, group) for every way in which a tensor of this shape can be a scale of an [N, K] weight."""
-    sizes = [size for size in shape if size != 1]
-    count = 1
-    for size in sizes:
-        count *= size
-    if count == 1 or sizes == [n]:
-        yield ("one" if count == 1 else "ng"), k
-        return
-    if len(sizes) == 2:
-        if sizes[0] == n and k % sizes[1] == 0:
-            yield "ng", k // sizes[1]
-        if sizes[1] == n and k % sizes[0] == 0:
-            yield "gn", k // sizes[0]
-    elif len(sizes) == 1 and n == 1 and k % sizes[0] == 0:
-        yield "ng", k // sizes[0]
-
-
-def arrange(scale: Tensor, layout: str, n: int, k: int, group: int) -> Tensor:
-    """A candidate as scales [N, G]. "unit": `scale` is the dense weight, whose scales are all 1; "one": a single element."""
-    groups = k // group
-    if layout == "unit":
-        return torch.ones_like(scale[:, :groups], dtype=torch.float32)
-    if layout == "one":
-        return scale.reshape(1, 1).expand(n, groups)
-    return scale.reshape(groups, n).t() if layout == "gn" else scale.reshape(n, groups)
-
-
-def codes_and_zeros(dense: Tensor, scales: Tensor, group: int, symmetric: bool, perm: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(codes int8 [N, K], zeros int8 [N, G]) of a weight that lies on the lattice; the zeros are 0 if symmetric."""
+def codes_and_zeros(dense: Tensor, scales: Tensor, found: Found, perm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(codes int8 [N, K], zeros int8 [N, G] or None if symmetric) of a weight for which `found` holds."""
     stored = dense if perm is None else dense.index_select(1, perm)
-    grouped = stored.to(torch.float32).unflatten(1, (-1, group))
-    steps = torch.round(grouped / _safe(scales).unsqueeze(-1))
-    zeros = torch.zeros_like(steps.amin(-1)) if symmetric else (-steps.amin(-1)).clamp(min=0.0)
-    return (steps + zeros.unsqueeze(-1)).flatten(1).to(torch.int8), zeros.to(torch.int8)
+    steps = stored.to(torch.float32).unflatten(1, (-1, found.scale.group)) / _safe(scales).unsqueeze(-1)
+    if found.codebook:
+        return _entries(steps, found.codebook).flatten(1), None
+    whole = torch.round(steps)
+    if found.symmetric:
+        return whole.flatten(1).to(torch.int8), None
+    zeros = (-whole.amin(-1)).clamp(min=0.0)
+    return (whole + zeros.unsqueeze(-1)).flatten(1).to(torch.int8), zeros.to(torch.int8)
 
 
 def _safe(scales: Tensor) -> Tensor:
@@ -68,22 +60,111 @@ def _safe(scales: Tensor) -> Tensor:
     return torch.where(wide == 0, torch.ones_like(wide), wide)
 
 
-def find(dense: Tensor, candidates: Sequence[Tensor]) -> Found | str:
-    """How `dense` [N, K] lies on the lattice of one of the candidate tensors, with the fewest bits; or why it does not."""
-    n, k = dense.shape
-    rounded = rounded_to(dense)
-    best: Found | None = None
-    for number, candidate in enumerate([*candidates, None]):
-        for layout, group in layouts(candidate.shape, n, k) if candidate is not None else (("unit", k),):
-            if candidate is not None and not candidate.is_floating_point():
+def _entries(steps: Tensor, codebook: str) -> Tensor:
+    """Index int8 of the nearest entry; of two zeros the one with the same sign."""
+    table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=steps.device)
+    ordered, order = torch.sort(table, stable=True)
+    nearest = order[torch.bucketize(steps, (ordered[1:] + ordered[:-1]) / 2)]
+    places = {str(entry): index for index, entry in enumerate(CODE_BOOKS[codebook])}
+    if "0.0" in places and "-0.0" in places:
+        zero = torch.where(torch.signbit(steps), places["-0.0"], places["0.0"])
+        nearest = torch.where(table[nearest] == 0, zero, nearest)
+    return nearest.to(torch.int8)
+
+
+class Weight:
+    """A dense weight [N, K] that is compared with scales, first a few rows of it, then all.
+
+    tensors: the candidates for scales and group indices
+    """
+
+    def __init__(self, dense: Tensor, tensors: Sequence[Tensor]) -> None:
+        self.dense, self.tensors = dense, tensors
+        self.n, self.k = dense.shape
+        self.rounded = rounded_to(dense)
+        self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS)).long()
+        self.sample = dense.index_select(0, self.sampled).to(torch.float32)
+
+    def best(self, tried: Iterable[Scale], kind: str, most: int = 8) -> Found | None:
+        """The scale with which the weight takes the fewest bits, up to `most`; the first of equal ones."""
+        best: Found | None = None
+        for scale in tried:
+            for found in self._fits(scale, kind, most):
+                best, most = found, found.bits - 1
+            if most < 4:
+                break
+        return best
+
+    def _fits(self, scale: Scale, kind: str, most: int) -> Iterator[Found]:
+        values = Found(scale, kind, 8, True).scales([self.tensors[part.candidate] for part in scale.parts], self.dense)
+        if not bool(torch.isfinite(values).all()):
+            return
+        sampled = values.index_select(0, self.sampled)
+        for index in (None, *_group_indices(self.tensors, self.k, self.k // scale.group)):
+            perm = None if index is None else torch.argsort(self.tensors[index].long(), stable=True)
+            few = self._width([self.sample], [sampled], scale.group, kind, perm)
+            if few is None or few[0] > most:
                 continue
-            scales = dense if candidate is None else candidate
-            for index in (None, *_group_indices(candidates, k, k // group)):
-                perm = None if index is None else torch.argsort(candidates[index].long(), stable=True)
-                width = _width(dense, rounded, arrange(scales, layout, n, k, group), group, perm)
-                if width is not None and (best is None or width[0] < best.bits):
-                    best = Found(number, layout, group, width[0], width[1], index)
-    return best if best is not None else "divided by each of its scales the weight does not become integers of 8 bits or fewer"
+            pieces = list(row_pieces(self.n, self.k))
+            parts = (self.dense[piece].to(torch.float32) for piece in pieces)
+            width = self._width(parts, [values[piece] for piece in pieces], scale.group, kind, perm)
+            if width is not None and width[0] <= most:
+                most = width[0] - 1
+                yield Found(scale, kind, *width, index)
+
+    def _width(
+        self, parts: Iterable[Tensor], scales: Iterable[Tensor], group: int, kind: str, perm: Tensor | None
+    ) -> tuple[int, bool] | None:
+        """(bits, symmetric) of the rows divided by their scales, or None where those are not of this kind."""
+        low, high, span = 0, 0, 0
+        for rows, factors in zip(parts, scales, strict=True):
+            part = rows if perm is None else rows.index_select(1, perm)
+            steps = part.reshape(part.shape[0], -1, group) / _safe(factors)[:, :, None]
+            if kind in CODE_BOOKS:
+                if not self._in_book(steps, kind):
+                    return None
+                continue
+            whole = torch.round(steps)
+            # Halves are rare; only products are believed, whose values are off by their own rounding and not by that of others.
+            allowed = tolerance(steps, 0.0 if kind == HALVES else 1.0, self.rounded).clamp(max=0.5)
+            if not bool(((steps - whole).abs() <= allowed).all()):
+                return None
+            low, high = min(low, int(whole.min())), max(high, int(whole.max()))
+            least = whole.amin(-1).clamp(max=0)
+            span = max(span, int((whole.amax(-1) - least).max()))
+            if high - low > 510 or span > 255:
+                return None
+        return (4, True) if kind in CODE_BOOKS else _integer_width(low, high, span)
+
+    def _in_book(self, steps: Tensor, codebook: str) -> bool:
+        """Whether every value is an entry, up to its own rounding alone: between entries nothing was subtracted."""
+        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32)
+        entries = table[_entries(steps, codebook).long()]
+        return bool(((steps - entries).abs() <= tolerance(entries, 0.0, self.rounded)).all())
+
+
+def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:
+    if low >= -8 and high <= 7:
+        return 4, True
+    if span <= 15 and low >= -16:
+        return 4, False
+    return (8, True) if low >= -128 and high <= 127 else None
+
+
+def find(weight: Weight, sizes: Collection[int] = ()) -> Found | None:
+    """How a dense weight lies on the lattice of its scales, with the fewest bits, or else in a code book; None: in no way known.
+
+    sizes: numbers that the code mentions, as group sizes that may leave a short last group.
+    """
+    alone = singles(weight.tensors, weight.n, weight.k, sizes)
+    best = weight.best(alone, INTEGERS)
+    if best is not None and best.bits == 4:
+        return best
+    others = further(weight.tensors, weight.n, weight.k, sizes)
+    best = weight.best(others, INTEGERS, 8 if best is None else best.bits - 1) or best
+    for kind in (*CODE_BOOKS, HALVES):
+        best = best or weight.best([*alone, *others], kind)
+    return best
 
 
 def _group_indices(candidates: Sequence[Tensor], k: int, groups: int) -> list[int]:
@@ -95,28 +176,3 @@ def _group_indices(candidates: Sequence[Tensor], k: int, groups: int) -> list[in
             if counts.numel() == groups and bool((counts == k // groups).all()):
                 found.append(number)
     return found
-
-
-def _width(dense: Tensor, rounded: torch.dtype, scales: Tensor, group: int, perm: Tensor | None) -> tuple[int, bool] | None:
-    """(bits, symmetric) of dense / scales, or None where that is not an integer matrix of 8 bits or fewer."""
-    n, k = dense.shape
-    if not bool(torch.isfinite(scales).all()):
-        return None
-    low, high, span = 0, 0, 0
-    for piece in row_pieces(n, k):
-        part = dense[piece].to(torch.float32)
-        part = part if perm is None else part.index_select(1, perm)
-        steps = part.reshape(part.shape[0], -1, group) / _safe(scales[piece])[:, :, None]
-        whole = torch.round(steps)
-        if not bool(((steps - whole).abs() <= tolerance(steps, 1.0, rounded).clamp(max=0.5)).all()):
-            return None
-        low, high = min(low, int(whole.min())), max(high, int(whole.max()))
-        least = whole.amin(-1).clamp(max=0)
-        span = max(span, int((whole.amax(-1) - least).max()))
-        if high - low > 510 or span > 255:
-            return None
-    if low >= -8 and high <= 7:
-        return 4, True
-    if span <= 15 and low >= -16:
-        return 4, False
-    return (8, True) if low >= -128 and high <= 127 else None

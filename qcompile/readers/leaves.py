@@ -10,6 +10,8 @@ from qcompile.readers import Cone, Leaf
 
 INTEGERS = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_STORED = "float64 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
+STORED_FLOATS = frozenset(getattr(torch, name) for name in _STORED.split() if hasattr(torch, name))
 
 
 def indices(cone: Cone, fits: Callable[[Leaf], bool]) -> list[int]:
@@ -38,10 +40,14 @@ def grids(shape: tuple[int, ...], n: int, k: int) -> Iterator[tuple[int, Callabl
 
 
 def scale_grids(cone: Cone) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
-    """(leaf position, G, tensor -> [N, G]) for every float leaf that may be the scales."""
-    for index in indices(cone, lambda leaf: leaf.dtype in FLOATS):
+    """(leaf position, G, tensor -> [N, G]) for every float leaf that may be the scales; float32 for what they cannot stay in."""
+    for index in indices(cone, lambda leaf: leaf.dtype in FLOATS or leaf.dtype in STORED_FLOATS):
         for groups, read in grids(cone.leaves[index].shape, cone.n, cone.k):
-            yield index, groups, read
+            yield index, groups, read if cone.leaves[index].dtype in FLOATS else _widened(read)
+
+
+def _widened(read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: read(tensor).to(torch.float32)
 
 
 def group_indices(cone: Cone) -> list[int | None]:

@@ -25,7 +25,7 @@ class Written(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """forward(module, x) with its tensors; x has `shape`. bits, group, symmetric, act_order: what must be recognized."""
+    """forward(module, x) with its tensors; x has `shape`. The others say what must be recognized."""
 
     name: str
     forward: Callable[..., Tensor]
@@ -36,6 +36,7 @@ class Spelling:
     act_order: bool = False
     dtype: torch.dtype = BF16
     shape: tuple[int, ...] = (M, K)
+    codebook: str = ""
 
     def model(self) -> Written:
         torch.manual_seed(5)

@@ -1,0 +1,150 @@
+"""How the tensors of a cone may lie as scales of a weight [N, K]: alone, as inverses, and as products or quotients of two."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, islice, product
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from qcompile.meaning import SCALE_DTYPES
+
+# Scales of finer groups would take more memory than the dense weight in 16 bits.
+LEAST_GROUP = 4
+_MOST_SHORT = 3
+_MOST_SINGLES = 96
+_MOST_PAIRS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a scale, seen as [N / rows, ceil(K / group)]: an entry for so many rows and values of K.
+
+    candidate: its number; turned: it lies transposed; divides: the weight is divided by it. Where `group` does not divide K, the
+    last group is short.
+    """
+
+    candidate: int
+    turned: bool
+    rows: int
+    group: int
+    divides: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What the codes are multiplied with: the product of the parts (1 without any), constant over `group` values of K."""
+
+    parts: tuple[Part, ...]
+    group: int
+
+    @staticmethod
+    def of(k: int, *parts: Part) -> "Scale":
+        return Scale(parts, gcd(k, *(part.group for part in parts)))
+
+    def values(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device) -> Tensor:
+        """[N, K / group], from the parts' tensors: float32, or the dtype of the one tensor that it consists of."""
+        result: Tensor | None = None
+        for part, tensor in zip(self.parts, tensors, strict=True):
+            factor = _arranged(tensor, part, n, k, self.group)
+            if part.divides:
+                result = (1.0 if result is None else result) / factor.to(torch.float32)
+            else:
+                result = factor if result is None else result.to(torch.float32) * factor.to(torch.float32)
+        if result is None:
+            return torch.ones((n, k // self.group), dtype=torch.float32, device=device)
+        return result if result.dtype in SCALE_DTYPES else result.to(torch.float32)
+
+
+def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int) -> Tensor:
+    """The part as [N, K / group], in its own dtype; group divides K and the part's group."""
+    high, wide = n // part.rows, -(-k // part.group)
+    grid = tensor.reshape(wide, high).t() if part.turned else tensor.reshape(high, wide)
+    if grid.dtype not in SCALE_DTYPES:
+        grid = grid.to(torch.float32)
+    if high == 1:
+        grid = grid.expand(n, wide)
+    elif part.rows > 1:
+        grid = grid.repeat_interleave(part.rows, 0)
+    if wide == 1:
+        return grid.expand(n, k // group)
+    return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, : k // group]
+
+
+def ways(shape: Sequence[int], n: int, k: int, sizes: Collection[int] = ()) -> list[tuple[bool, int, int]]:
+    """(turned, rows, group) of every way in which a tensor of this shape may be a scale of an [N, K] weight, likely ones first.
+
+    sizes: numbers that the code mentions; of groups that do not divide K only such and powers of two are thought of.
+    """
+    lengths = [size for size in shape if size != 1]
+    if 0 in lengths:
+        return []
+    found: list[tuple[bool, int, int]] = []
+    if not lengths:
+        found = [(False, n, k)]
+    elif len(lengths) == 1:
+        found += [(False, n // lengths[0], k)] if n % lengths[0] == 0 else []
+        found += [(False, n, group) for group in group_sizes(lengths[0], k, sizes)]
+    elif len(lengths) == 2:
+        for turned, (high, wide) in ((False, lengths), (True, lengths[::-1])):
+            if n % high == 0:
+                found += [(turned, n // high, group) for group in group_sizes(wide, k, sizes)]
+    usable = [way for way in found if way[2] == k or gcd(k, way[2]) >= LEAST_GROUP]
+    return sorted(usable, key=lambda way: (way[1] != 1, k % way[2] != 0))
+
+
+def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:
+    """Group sizes with which `count` groups cover K; where the last one is short, only those that `ways` thinks of."""
+    even = [k // count] if k % count == 0 else []
+    if count < 2:
+        return even
+    least, most = k // count + 1, (k - 1) // (count - 1)
+    powers = {1 << exponent for exponent in range(2, 16)}
+    short = sorted((size for size in powers | set(sizes) if least <= size <= most), key=lambda size: (size not in sizes, size))
+    return even + short[:_MOST_SHORT]
+
+
+def singles(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int] = ()) -> list[Scale]:
+    """Every float candidate as the scale, and last no scale at all."""
+    found = [Scale.of(k, part) for part in _parts(candidates, n, k, sizes) if candidates[part.candidate].is_floating_point()]
+    return [*found[:_MOST_SINGLES], Scale((), k)]
+
+
+def further(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int] = ()) -> list[Scale]:
+    """Inverses of float candidates, integers as scales, and products and quotients of two different candidates."""
+    different = _different(candidates)
+    parts = [part for part in _parts(candidates, n, k, sizes) if part.candidate in different]
+    floats = [part for part in parts if candidates[part.candidate].is_floating_point()]
+    whole = [part for part in parts if not candidates[part.candidate].is_floating_point()]
+    inverse = [_inverse(part) for part in floats]
+    alone = ((part,) for part in chain(inverse, whole))
+    factors = [pair for pair in combinations(floats + whole, 2) if pair[0].candidate != pair[1].candidate]
+    quotients = [(left, _inverse(right)) for left, right in product(parts, floats) if left.candidate != right.candidate]
+    inverses = [(_inverse(left), _inverse(right)) for left, right in factors]
+    useful = [pair for pair in chain(factors, quotients, inverses) if gcd(k, pair[0].group, pair[1].group) >= min(LEAST_GROUP, k)]
+    return [Scale.of(k, *part) for part in chain(islice(alone, _MOST_SINGLES), useful[:_MOST_PAIRS])]
+
+
+def _parts(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int]) -> Iterator[Part]:
+    for number, candidate in enumerate(candidates):
+        for turned, rows, group in ways(candidate.shape, n, k, sizes):
+            yield Part(number, turned, rows, group)
+
+
+def _inverse(part: Part) -> Part:
+    return Part(part.candidate, part.turned, part.rows, part.group, divides=True)
+
+
+def _different(candidates: Sequence[Tensor]) -> set[int]:
+    """Numbers of the candidates that are no cast or view of an earlier one; tensors without arithmetic are left out."""
+    seen: list[Tensor] = []
+    kept: set[int] = set()
+    for number, candidate in enumerate(candidates):
+        if candidate.dtype is torch.bool or candidate.is_complex():
+            continue
+        flat = candidate.reshape(-1).to(torch.float32)
+        if not any(torch.equal(flat, other) for other in seen):
+            seen.append(flat)
+            kept.add(number)
+    return kept

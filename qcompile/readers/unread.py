@@ -1,0 +1,150 @@
+"""Says why a weight is not read: what it is stored as or multiplied with that no quantized weight here can be."""
+
+from collections.abc import Collection, Sequence
+from math import gcd
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.check import tolerance
+from qcompile.graph import aten, is_call, value
+from qcompile.meaning import CODE_BOOKS
+from qcompile.readers.lattice import Weight
+from qcompile.readers.scales import LEAST_GROUP, Part, Scale, group_sizes, singles
+
+GENERAL = "divided by each of its scales the weight does not become integers of 8 bits or fewer"
+_LOOKUPS = (aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default)
+_MOST_ENTRIES = 1 << 16
+_WIDEST_VECTOR = 16
+_FEW_VALUES = 32
+
+
+def reason(weight: Weight, sizes: Collection[int], nodes: Sequence[fx.Node], leaves: Sequence[Tensor]) -> str:
+    """The most specific sentence that is true of a weight for which `lattice.find` found nothing.
+
+    nodes: of its cone, leaves first; sizes: numbers that the code mentions
+    """
+    for found in (
+        _stored(weight, nodes),
+        _too_wide(weight, leaves),
+        _looked_up(weight, nodes),
+        _short_groups(weight, sizes),
+        _of_a_scale(weight, sizes),
+    ):
+        if found:
+            return found
+    return GENERAL
+
+
+def _stored(weight: Weight, nodes: Sequence[fx.Node]) -> str:
+    """A dtype whose bits are the values themselves."""
+    for node in nodes:
+        fake = value(node)
+        if not isinstance(fake, Tensor) or not fake.dtype.is_floating_point or fake.dtype.itemsize != 1:
+            continue
+        packs = 2 if fake.dtype is getattr(torch, "float4_e2m1fn_x2", None) else 1
+        if fake.numel() * packs == weight.n * weight.k:
+            name = str(fake.dtype).removeprefix("torch.")
+            return f"its weight is stored as {name} (fp{8 // packs} values, not integers), which no kernel here reads"
+    return ""
+
+
+def _too_wide(weight: Weight, leaves: Sequence[Tensor]) -> str:
+    for leaf in leaves:
+        if leaf.dtype in (torch.int16, torch.int32, torch.int64) and leaf.numel() == weight.n * weight.k:
+            low, high = (int(item) for item in torch.aminmax(leaf))
+            if high - low > 255:
+                return f"its codes lie in {low} .. {high}, which takes more than 8 bits"
+    return ""
+
+
+def _looked_up(weight: Weight, nodes: Sequence[fx.Node]) -> str:
+    """A table of values or vectors that the codes are numbers of."""
+    known = ", ".join(CODE_BOOKS)
+    for node in nodes:
+        if not is_call(node, *_LOOKUPS) or not isinstance(node.args[0], fx.Node):
+            continue
+        table, made = value(node.args[0]), value(node)
+        if not table.dtype.is_floating_point or not 2 <= table.shape[0] <= _MOST_ENTRIES or made.numel() != weight.n * weight.k:
+            continue
+        entries, width = table.shape[0], table.numel() // table.shape[0]
+        if width > min(_WIDEST_VECTOR, weight.k - 1):
+            continue  # rows of the weight itself in another order
+        if width > 1:
+            return f"each of its codes names a vector of {width} values (a vector code book), which no kernel here reads"
+        return f"its codes name the {entries} values of a table that are no integers times a scale; of code books {known} is read"
+    return ""
+
+
+def _short_groups(weight: Weight, sizes: Collection[int]) -> str:
+    """Scales of groups that do not divide K, and have no useful common divisor with it."""
+    for number, tensor in enumerate(weight.tensors):
+        lengths = [size for size in tensor.shape if size != 1]
+        if len(lengths) != 2 or weight.n not in lengths or not tensor.is_floating_point():
+            continue
+        for turned, count in ((False, lengths[1]), (True, lengths[0])):
+            for group in group_sizes(count, weight.k, sizes) if lengths[turned] == weight.n else ():
+                common = gcd(group, weight.k)
+                if common >= LEAST_GROUP:
+                    continue
+                scale = Scale.of(weight.k, Part(number, turned, 1, group))
+                if _whole(weight, _steps(weight, scale)):
+                    return (
+                        f"groups of {group} do not divide K={weight.k}, and scales of groups of {common}, which do, "
+                        "would take more memory than the dense weight"
+                    )
+    return ""
+
+
+def _of_a_scale(weight: Weight, sizes: Collection[int]) -> str:
+    """What the weight is once divided by one of its scales."""
+    tried = singles(weight.tensors, weight.n, weight.k, sizes)
+    divided = [(scale, _steps(weight, scale)) for scale in tried]
+    for scale, steps in divided:
+        if _whole(weight, steps):
+            return f"its codes lie in {int(steps.min())} .. {int(steps.max())}, which takes more than 8 bits"
+        offset = _offset(weight, steps) if scale.parts else ""
+        if offset:
+            return offset
+    for scale, steps in divided:
+        values = _few_values(weight, steps) if scale.parts else []
+        if values:
+            return (
+                f"divided by its scale it has {len(values)} different values, {values[0]:.4g} .. {values[-1]:.4g}, that are no "
+                f"integers (a code book, such as NF4); of code books only {', '.join(CODE_BOOKS)} is read"
+            )
+    return ""
+
+
+def _steps(weight: Weight, scale: Scale) -> Tensor:
+    """Some rows divided by a scale: [rows, G, group]; NaN where the scale is 0 or not finite."""
+    tensors = [weight.tensors[part.candidate] for part in scale.parts]
+    values = scale.values(tensors, weight.n, weight.k, weight.dense.device).index_select(0, weight.sampled).to(torch.float32)
+    return weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+
+
+def _whole(weight: Weight, steps: Tensor) -> bool:
+    """Whether all are integers, as far as the weight's rounding lets that be seen."""
+    allowed = tolerance(steps, 1.0, weight.rounded)
+    return bool((allowed < 0.25).all()) and bool(((steps - torch.round(steps)).abs() <= allowed).all())
+
+
+def _offset(weight: Weight, steps: Tensor) -> str:
+    """Integers up to an offset of each group that is none."""
+    least = steps.amin(-1, keepdim=True)
+    moved = steps - least
+    allowed = tolerance(steps, 1.0, weight.rounded) + tolerance(least, 1.0, weight.rounded)
+    seen = bool((allowed < 0.25).all()) and bool(((moved - torch.round(moved)).abs() <= allowed).all())
+    if not seen or steps.shape[-1] < LEAST_GROUP or not 2 <= float(moved.max()) <= 255:
+        return ""
+    return "its zero points are no integers (each group has a real offset), and zero points of that kind no kernel here reads"
+
+
+def _few_values(weight: Weight, steps: Tensor) -> list[float]:
+    """The different values, if they are few among many."""
+    if not bool(torch.isfinite(steps).all()):
+        return []
+    flat = steps.flatten().sort().values
+    apart = flat.diff() > 2 * tolerance(flat[1:].unsqueeze(-1), 0.0, weight.rounded).squeeze(-1)
+    starts = [0, *(int(place) + 1 for place in apart.nonzero())] if int(apart.sum()) < _FEW_VALUES else []
+    return [float(flat[start]) for start in starts] if flat.numel() >= 4 * len(starts) else []
