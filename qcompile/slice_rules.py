@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,21 +12,43 @@ from torch import Tensor, fx
 from qcompile.graph import hint, value
 
 
+class UnknownError(Exception):
+    """A range that cannot be followed through an operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A dimension that a label runs along; per: how many of its indices belong to one of the label's (1/8: eight in one index)."""
+    """A dimension that a label runs along.
+
+    per     how many of its indices belong to one of the label's (1/8: eight of the label's lie in one index)
+    start   the index at which the label begins; count: how many indices the whole label takes
+    """
 
     dim: int
     per: Fraction = Fraction(1)
+    start: int = 0
+    count: int = 0
 
     def indices(self, span: range) -> range:
         """The indices of a range of the label that starts and ends at whole ones."""
-        start, stop = self.per * span.start, self.per * span.stop
+        start, stop = self.start + self.per * span.start, self.start + self.per * span.stop
         if start.denominator != 1 or stop.denominator != 1:
             raise ValueError(f"a range {span.start}:{span.stop} does not start and end at whole indices of {self.per} each")
         return range(int(start), int(stop))
 
+    def at(self, dim: int, ratio: Fraction | int = 1) -> "Axis":
+        """The same range along another dimension, which has `ratio` times as many indices."""
+        start, count = self.start * Fraction(ratio), self.count * Fraction(ratio)
+        if start.denominator != 1 or count.denominator != 1:
+            raise UnknownError
+        return Axis(dim, self.per * ratio, int(start), int(count))
 
+    def covers(self, size: int) -> bool:
+        """Whether the label takes a whole dimension of that size."""
+        return self.start == 0 and self.count == size
+
+
+UNUSED = Axis(-1)  # an argument that is not needed at all
 Needs = dict[fx.Node, Axis | None]  # None: the whole argument
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 
@@ -42,7 +64,10 @@ def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
         rule = _pointwise
     if rule is None:
         return None
-    found = rule(node, named(node), axis)
+    try:
+        found = rule(node, named(node), axis)
+    except UnknownError:
+        return None
     if found is None or any(
         parent not in found for parent in node.all_input_nodes if isinstance(value(parent), Tensor | list | tuple)
     ):
@@ -71,6 +96,10 @@ def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Seq
     name = target.overloadpacket.__name__
     if name in _RESHAPES:  # a part of a tensor has other strides, and perhaps a size of one where the whole has none
         return args[0].reshape(list(shape))
+    if name == "cat" and any(part is None for part in args[0]):
+        return next(part for part in args[0] if part is not None)
+    if name == "slice" and list(shape) == list(args[0].shape):
+        return args[0]
     place = _SIZES.get(name)
     if place is None:
         return target(*args, **kwargs)
@@ -120,22 +149,22 @@ def _pointwise(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | N
 
 def _broadcast(argument: Sequence[int], result: Sequence[int], axis: Axis) -> Axis | None:
     dim = axis.dim - (len(result) - len(argument))
-    return None if dim < 0 or argument[dim] != result[axis.dim] else Axis(dim, axis.per)
+    return None if dim < 0 or argument[dim] != result[axis.dim] else axis.at(dim)
 
 
 def _permute(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     source, rank = given["self"], len(_shape(node))
-    return {source: Axis(int(given["dims"][axis.dim]) % rank, axis.per)}
+    return {source: axis.at(int(given["dims"][axis.dim]) % rank)}
 
 
 def _t(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
-    return {given["self"]: Axis(axis.dim if len(_shape(node)) < 2 else 1 - axis.dim, axis.per)}
+    return {given["self"]: axis.at(axis.dim if len(_shape(node)) < 2 else 1 - axis.dim)}
 
 
 def _transpose(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     rank = len(_shape(node))
     first, second = int(given["dim0"]) % rank, int(given["dim1"]) % rank
-    return {given["self"]: Axis({first: second, second: first}.get(axis.dim, axis.dim), axis.per)}
+    return {given["self"]: axis.at({first: second, second: first}.get(axis.dim, axis.dim))}
 
 
 def _view(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -148,8 +177,7 @@ def _view(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
             inner = math.prod(before[dim + 1 :])
             if not inner or after[axis.dim] * run != before[dim] * inner:
                 return None
-            per = axis.per * Fraction(run, inner)
-            return {source: Axis(dim, per)}
+            return {source: axis.at(dim, Fraction(run, inner))}
     return None
 
 
@@ -157,7 +185,7 @@ def _reinterpret(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs |
     """Bytes seen as another dtype: the last dimension becomes longer or shorter."""
     source = given["self"]
     last, here = len(_shape(node)) - 1, _shape(node)
-    return {source: Axis(axis.dim, axis.per * Fraction(_shape(source)[last], here[last]) if axis.dim == last else axis.per)}
+    return {source: axis.at(axis.dim, Fraction(_shape(source)[last], here[last]) if axis.dim == last else 1)}
 
 
 def _scatter(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -166,7 +194,7 @@ def _scatter(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | Non
     if axis.dim == dim:
         return None
     single = len(_shape(given["src"])) < len(_shape(node))
-    return _merge([(given["self"], axis), (given["src"], Axis(axis.dim - (single and dim < axis.dim), axis.per))])
+    return _merge([(given["self"], axis), (given["src"], axis.at(axis.dim - (single and dim < axis.dim)))])
 
 
 def _pad(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -176,19 +204,31 @@ def _pad(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
 
 def _unsqueeze(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     dim = int(given["dim"]) % len(_shape(node))
-    return None if axis.dim == dim else {given["self"]: Axis(axis.dim - (dim < axis.dim), axis.per)}
+    return None if axis.dim == dim else {given["self"]: axis.at(axis.dim - (dim < axis.dim))}
 
 
 def _stack(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     dim = int(given["dim"]) % len(_shape(node))
     if axis.dim == dim:
         return None
-    return {item: Axis(axis.dim - (dim < axis.dim), axis.per) for item in given["tensors"]}
+    return {item: axis.at(axis.dim - (dim < axis.dim)) for item in given["tensors"]}
 
 
 def _cat(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
-    dim = int(given["dim"]) % len(_shape(node))
-    return None if axis.dim == dim or any(len(_shape(t)) == 1 for t in given["tensors"]) else dict.fromkeys(given["tensors"], axis)
+    """Along the dimension itself, the label has to lie in one of the parts; the others are not needed then."""
+    dim, parts = int(given["dim"]) % len(_shape(node)), list(given["tensors"])
+    if any(len(_shape(part)) != len(_shape(node)) for part in parts):
+        return None
+    if axis.dim != dim:
+        return dict.fromkeys(parts, axis)
+    needs: Needs = dict.fromkeys(parts, UNUSED)
+    begin = 0
+    for part in parts:
+        size = _shape(part)[dim]
+        if begin <= axis.start and axis.start + axis.count <= begin + size and len(needs) == len(parts):
+            return {**needs, part: replace(axis, start=axis.start - begin)}
+        begin += size
+    return None
 
 
 def _along_another(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -210,18 +250,21 @@ def _reduction(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | N
     if given.get("keepdim"):
         return None if axis.dim in gone else {given["self"]: axis}
     kept = [dim for dim in range(rank) if dim not in gone]
-    return {given["self"]: Axis(kept[axis.dim], axis.per)}
+    return {given["self"]: axis.at(kept[axis.dim])}
 
 
 def _select(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     dim = int(given["dim"]) % len(_shape(given["self"]))
-    return {given["self"]: Axis(axis.dim + (dim <= axis.dim), axis.per)}
+    return {given["self"]: axis.at(axis.dim + (dim <= axis.dim))}
 
 
 def _slice(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     source, dim = given["self"], int(given["dim"]) % len(_shape(node))
-    whole = _shape(source)[dim] == _shape(node)[dim]
-    return {source: axis} if axis.dim != dim else ({source: axis} if whole and given["step"] == 1 else None)
+    if axis.dim != dim:
+        return {source: axis}
+    size, start = _shape(source)[dim], int(hint(given["start"] or 0))
+    begin = min(size, start + size if start < 0 else start)
+    return {source: replace(axis, start=axis.start + begin)} if given["step"] == 1 else None
 
 
 def _index_select(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -229,7 +272,7 @@ def _index_select(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs 
     return _merge(
         [(given["self"], axis), (given["index"], None)]
         if axis.dim != dim
-        else [(given["self"], None), (given["index"], Axis(0, axis.per))]
+        else [(given["self"], None), (given["index"], axis.at(0))]
     )
 
 
@@ -243,21 +286,21 @@ def _index(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     if axis.dim < place:
         return _merge([(source, axis), (indices[place], None)])
     if axis.dim < place + rank:
-        return _merge([(source, None), (indices[place], Axis(axis.dim - place, axis.per))])
-    return _merge([(source, Axis(axis.dim - rank + 1, axis.per)), (indices[place], None)])
+        return _merge([(source, None), (indices[place], axis.at(axis.dim - place))])
+    return _merge([(source, axis.at(axis.dim - rank + 1)), (indices[place], None)])
 
 
 def _embedding(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     rank = len(_shape(given["indices"]))
     inside = axis.dim < rank
-    return _merge([(given["weight"], None if inside else Axis(1, axis.per)), (given["indices"], axis if inside else None)])
+    return _merge([(given["weight"], None if inside else axis.at(1)), (given["indices"], axis if inside else None)])
 
 
 def _repeat_interleave(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     if given.get("dim") is None or not isinstance(given.get("repeats"), int):
         return None
     dim = int(given["dim"]) % len(_shape(node))
-    return {given["self"]: axis if axis.dim != dim else Axis(dim, axis.per / given["repeats"])}
+    return {given["self"]: axis if axis.dim != dim else axis.at(dim, Fraction(1, given["repeats"]))}
 
 
 def _split(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
@@ -267,13 +310,13 @@ def _split(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
 
 def _unbind(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     dim = int(given["dim"]) % len(_shape(given["self"]))
-    return {given["self"]: Axis(axis.dim + (dim <= axis.dim), axis.per)}
+    return {given["self"]: axis.at(axis.dim + (dim <= axis.dim))}
 
 
 def _linear(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     last = axis.dim == len(_shape(node)) - 1
     x, weight, bias = given["input"], given["weight"], given.get("bias")
-    along = Axis(0, axis.per) if last else None
+    along = axis.at(0) if last else None
     found = [(x, None if last else axis), (weight, along)]
     return _merge([*found, *([(bias, along)] if isinstance(bias, fx.Node) else [])])
 
@@ -292,7 +335,7 @@ def _matmul(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None
 def _quantized_linear(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     """The canonical operator; constants along N are the codes, scales, zeros and the bias."""
     last = axis.dim == len(_shape(node)) - 1
-    along = Axis(0, axis.per) if last else None
+    along = axis.at(0) if last else None
     found: list[tuple[fx.Node, Axis | None]] = [(given["x"], None if last else axis)]
     found += [(given[name], along) for name in ("codes", "scales", "zeros", "bias") if isinstance(given[name], fx.Node)]
     found += [(given[name], None) for name in ("perm", "act_scale", "act_zero") if isinstance(given[name], fx.Node)]
@@ -330,7 +373,7 @@ def _dequantize_packed(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> N
         per = Fraction(size, n)
         if per not in {Fraction(1), Fraction(int(given["bits"]), 32)}:
             return None  # words that are not filled up to the last row
-        found.append((part, Axis(int(dim or 0), axis.per * per)))
+        found.append((part, axis.at(int(dim or 0), per)))
     if isinstance(given["g_idx"], fx.Node):
         found.append((given["g_idx"], None))
     return _merge(found)

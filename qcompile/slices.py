@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from qcompile.graph import concrete, hint, is_size, literal, subgraph, value
-from qcompile.slice_rules import Axis, needs_of, run
+from qcompile.slice_rules import UNUSED, Axis, needs_of, run
 
 # Makes the values of an input for the shape that is asked for.
 Source = Callable[[Sequence[int]], Tensor]
@@ -50,8 +50,8 @@ class Slices:
         self._axes: dict[fx.Node, dict[str, Axis]] = {}
         self._needs: dict[fx.Node, dict[str, dict[fx.Node, Axis | None]]] = {}
         self._plan(order)
-        self._order = [node for node in order if self._axes[node]]
-        self._before = [node for node in order if not self._axes[node]]
+        self._order = [node for node in order if self._axes.get(node)]
+        self._before = [node for node in order if node in self._axes and not self._axes[node]]
         self._whole: dict[fx.Node, Any] | None = None
 
     def align(self, label: str) -> int:
@@ -89,6 +89,8 @@ class Slices:
         self, node: fx.Node, wanted: Mapping[str, Axis | None], spans: Mapping[str, range], values: dict[fx.Node, Any]
     ) -> Any:
         """The node's value, narrowed to what a reader wants of it."""
+        if UNUSED in wanted.values():
+            return None
         whole = self._whole or {}
         axes = self._axes.get(node, {})
         if is_size(node):
@@ -106,15 +108,19 @@ class Slices:
         demands: dict[fx.Node, dict[str, set[Axis | None]]] = {}
 
         def demand(node: fx.Node, label: str, axis: Axis | None) -> None:
-            demands.setdefault(node, {}).setdefault(label, set()).add(axis)
+            if axis is not UNUSED:
+                demands.setdefault(node, {}).setdefault(label, set()).add(axis)
 
         for root in self.roots:
             for label in self.sizes:
-                demand(root.node, label, Axis(root.axes[label]) if label in root.axes else None)
+                demand(root.node, label, Axis(root.axes[label], count=self.sizes[label]) if label in root.axes else None)
         for node in reversed(order):
+            asked = demands.get(node, {})
+            if any(not asked.get(label) for label in self.sizes):
+                continue  # nobody needs it
             axes, needs = self._axes.setdefault(node, {}), self._needs.setdefault(node, {})
             for label in self.sizes:
-                axis = _only(demands.get(node, {}).get(label, set()))
+                axis = _only(asked[label])
                 found = None if axis is None else needs_of(node, axis)
                 if axis is not None and found is not None:
                     axes[label], needs[label] = axis, found

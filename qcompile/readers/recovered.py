@@ -28,7 +28,7 @@ def find(product: Product, leaves: Sequence[fx.Node], constants: Mapping[fx.Node
 
 
 def _candidates(product: Product, leaves: Sequence[fx.Node]) -> list[fx.Node]:
-    """Everything small that the weight is computed from, nearest first: a scale that was rounded on the way is that rounded scale."""
+    """Everything small that the weight is computed from, nearest first: a scale that was rounded on the way counts as rounded."""
     inner = subgraph([product.weight], set(leaves))
     small = [
         node

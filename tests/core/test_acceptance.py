@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompile import acceptance, cones
 from qcompile.cones import Reader
-from qcompile.graph import Constant, constant_nodes
+from qcompile.graph import Constant, constant_nodes, evaluate
 from qcompile.meaning import QuantizedWeight
 from qcompile.products import PRODUCTS, Product, find_product
 
@@ -39,8 +39,6 @@ def read(chain: Callable[..., Tensor], tensors: dict[str, Tensor], dtype: torch.
 
 
 def unpacked(reading: cones.Reading, constants: dict[fx.Node, Constant]) -> QuantizedWeight:
-    from qcompile.graph import evaluate
-
     values = evaluate(reading.inputs, {node: constant.tensor for node, constant in constants.items()})
     codes, scales, zeros, perm, *_ = reading.proposal.unpack(values)
     proposal = reading.proposal

@@ -22,13 +22,9 @@ def weights(state: State) -> list[Product]:
     return [product for product in found if isinstance(product, Product)]
 
 
-# Spellings whose weight cannot be computed by rows: evaluated as a whole, which is right, too.
-WHOLE: set[str] = set()
-
-
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
-def test_rows_of_a_weight(spelling: Spelling) -> None:
-    """For every spelling, pieces of the dense weight put together are the dense weight, and none was computed as a whole."""
+def test_every_spelling(spelling: Spelling) -> None:
+    """For every spelling, rows of the weight and rows and outputs of the product alone are what they are in the whole."""
 
     def work(state: State) -> None:
         through("normalize")(state)
@@ -36,39 +32,37 @@ def test_rows_of_a_weight(spelling: Spelling) -> None:
         assert products
         for product in products:
             feed = {node: constant.tensor for node, constant in state.constants.items()}
-            axis = 1 if product.transposed else 0
-            slices = Slices([Root(product.weight, {"n": axis})], {"n": product.n}, feed)
-            assert slices.follows("n") == (spelling.name not in WHOLE)
-            parts = [slices.evaluate({"n": span})[0] for span in pieces(product.n, 16, slices.align("n"))]
-            assert len(parts) == math.ceil(product.n / math.lcm(16, slices.align("n")))
-            assert torch.equal(torch.cat(parts, axis), evaluate([product.weight], feed)[0])
+            rows_of_the_weight(product, feed)
+            rows_and_outputs(product, feed)
 
     with_state(spelling.model(), spelling.x(), work)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
-def test_rows_and_outputs_of_a_product(spelling: Spelling) -> None:
+def rows_of_the_weight(product: Product, feed: dict[fx.Node, Tensor]) -> None:
+    """Pieces put together are the dense weight, and none was computed as a whole."""
+    axis = 1 if product.transposed else 0
+    slices = Slices([Root(product.weight, {"n": axis})], {"n": product.n}, feed)
+    assert slices.follows("n")
+    parts = [slices.evaluate({"n": span})[0] for span in pieces(product.n, 16, slices.align("n"))]
+    assert len(parts) == math.ceil(product.n / math.lcm(16, slices.align("n")))
+    assert torch.equal(torch.cat(parts, axis), evaluate([product.weight], feed)[0])
+
+
+def rows_and_outputs(product: Product, feed: dict[fx.Node, Tensor]) -> None:
     """Two labels at once: some rows of x and some outputs."""
-
-    def work(state: State) -> None:
-        through("normalize")(state)
-        for product in weights(state):
-            end, x = product.end, product.x
-            feed = {node: constant.tensor for node, constant in state.constants.items()}
-            given = torch.randn([int(size) for size in value(x).shape], dtype=torch.float64).to(value(x).dtype)
-            shape = list(value(end).shape)
-            dims = [dim for dim, size in enumerate(shape) if size == product.n and size != value(product.node).shape[0]]
-            if len(dims) != 1 or dims[0] == 0:
-                continue
-            slices = Slices([Root(end, {"n": dims[0], "m": 0})], {"n": product.n, "m": shape[0]}, {**feed, x: given})
-            whole = evaluate([end], {**feed, x: given})[0]
-            for rows in (range(shape[0]), *spread(shape[0], 1, 2, slices.align("m"))):
-                for span in spread(product.n, 8, 2, slices.align("n")):
-                    part = slices.evaluate({"n": span, "m": rows})[0]
-                    expected = whole.narrow(0, rows.start, len(rows)).narrow(dims[0], span.start, len(span))
-                    torch.testing.assert_close(part, expected)
-
-    with_state(spelling.model(), spelling.x(), work)
+    end, x = product.end, product.x
+    given = torch.randn([int(size) for size in value(x).shape], dtype=torch.float64).to(value(x).dtype)
+    shape = list(value(end).shape)
+    dims = [dim for dim, size in enumerate(shape) if size == product.n and size != value(product.node).shape[0]]
+    if len(dims) != 1 or dims[0] == 0:
+        return
+    slices = Slices([Root(end, {"n": dims[0], "m": 0})], {"n": product.n, "m": shape[0]}, {**feed, x: given})
+    whole = evaluate([end], {**feed, x: given})[0]
+    for rows in (range(shape[0]), *spread(shape[0], 1, 2, slices.align("m"))):
+        for span in spread(product.n, 8, 2, slices.align("n")):
+            part = slices.evaluate({"n": span, "m": rows})[0]
+            expected = whole.narrow(0, rows.start, len(rows)).narrow(dims[0], span.start, len(span))
+            torch.testing.assert_close(part, expected)
 
 
 def graph_of(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[fx.Graph, list[fx.Node]]:
@@ -92,6 +86,13 @@ OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...], int]] = 
     "flipped along it": (lambda a: a.flip(0), (12, 8), 0),
     "rolled along it": (lambda a: a.roll(1, 0), (12, 8), 0),
     "cat along it": (lambda a: torch.cat([a, a * 2]), (12, 8), 0),
+    "one part of several": (lambda a: torch.cat([a, a * 2, a * 3])[12:24] + 1, (12, 8), 0),
+    "some of one part": (lambda a: torch.cat([a, a * 2])[14:20].neg(), (12, 8), 0),
+    "some of two parts": (lambda a: torch.cat([a, a * 2])[8:20].neg(), (12, 8), 0),
+    "one part twice": (lambda a: torch.cat([a, a])[12:20].neg(), (12, 8), 0),
+    "from the end": (lambda a: a[-5:].neg(), (12, 8), 0),
+    "unpacked, then some": (lambda a: torch.stack([a, a + 1], 1).reshape(24, 8)[8:16].neg(), (12, 8), 0),
+    "unpacked, then odd ones": (lambda a: torch.stack([a, a + 1], 1).reshape(24, 8)[7:16].neg(), (12, 8), 0),
     "slice along it": (lambda a: a[3:9] + 1, (12, 8), 0),
     "every second": (lambda a: a[::2] + 1, (12, 8), 0),
     "index along it": (lambda a: a[torch.arange(11, -1, -1)], (12, 8), 0),
