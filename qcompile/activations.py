@@ -1,7 +1,7 @@
 """Recognizes how a layer's input is rounded before the product, by running that region of the graph on random inputs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import torch
@@ -11,11 +11,14 @@ from qcompile.graph import Constant, aten, evaluate, hint, is_call, prims, value
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import fake_quantize
 from qcompile.products import through_views
+from qcompile.slices import Root, Slices
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product
 _ACCEPT_DB = 40.0
 _PROBES = 5
+# Inputs of more values are probed at some rows only, and not at all beyond the second number.
+_FEW_VALUES, _MOST_VALUES, _MOST_ROWS = 1 << 18, 1 << 24, 32
 
 DYNAMIC = (
     ActivationQuant(kind="token", divisor=127.5, low=-128),
@@ -109,11 +112,11 @@ def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
 def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
     """The known rounding that is nearest to the region from `source` to `x` on every probe, or None if none is near enough."""
     feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
-    samples = [_sample(value(source), number) for number in range(_PROBES)]
     try:
-        regions = [evaluate([x], {**feed, source: sample})[0] for sample in samples]
+        probes = [_region(x, source, feed, number) for number in range(_PROBES)]
     except (RuntimeError, ValueError, TypeError):
         return None
+    samples, regions = [sample for sample, _ in probes], [region for _, region in probes]
     best: Rounded | None = None
     reached = _ACCEPT_DB
     for candidate in [Rounded(source, quant) for quant in DYNAMIC] + _static_candidates(x, source, constant):
@@ -162,17 +165,43 @@ def _agreement(region: Tensor, sample: Tensor, candidate: Rounded, feed: Mapping
     return -math.inf if math.isnan(agreement) else agreement
 
 
-def _sample(like: Tensor, probe: int) -> Tensor:
-    """Random inputs of the shape traced: plain, large, tiny, with outliers, with a row of zeros."""
-    shape = [int(hint(size)) for size in like.shape]
+class _TooLargeError(ValueError):
+    """A region that cannot be run on some rows alone."""
+
+
+def _region(x: fx.Node, source: fx.Node, feed: Mapping[fx.Node, Tensor], number: int) -> tuple[Tensor, Tensor]:
+    """(a sample of the source, what the region makes of it), both of a few rows where the region allows that."""
+    drawn: list[Tensor] = []
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        if math.prod(shape) > _MOST_VALUES:
+            raise _TooLargeError
+        drawn.append(_sample(shape, value(source).dtype, number))
+        return drawn[-1]
+
+    shape = [int(hint(size)) for size in value(x).shape]
+    rows = max(range(len(shape) - 1), key=lambda dim: shape[dim], default=None)
+    if rows is None or math.prod(shape) <= _FEW_VALUES:
+        sample = draw([int(hint(size)) for size in value(source).shape])
+        return sample, evaluate([x], {**feed, source: sample})[0]
+    slices = Slices([Root(x, {"m": rows})], {"m": shape[rows]}, {**feed, source: draw})
+    others = max(1, math.prod(shape[:-1]) // max(1, shape[rows]))
+    align = slices.align("m")
+    few = -(-max(2, _MOST_ROWS // others) // align) * align
+    region = slices.evaluate({"m": range(min(few, shape[rows]))})[0]
+    return drawn[0], region
+
+
+def _sample(shape: Sequence[int], dtype: torch.dtype, probe: int) -> Tensor:
+    """Random inputs of that shape: plain, large, tiny, with outliers, with a row of zeros."""
     generator = torch.Generator().manual_seed(77 + probe)
-    x = torch.randn(shape, generator=generator)
+    x = torch.randn(shape, generator=generator, dtype=torch.float32)
     if probe == 1:
         x = x * 40.0 + 3.0
     elif probe == 2:
         x = x * 2.0**-7
-    elif probe == 3 and shape:
-        x = torch.where(torch.rand(shape, generator=generator) > 0.99, x * 30.0, x)
+    elif probe == 3 and len(shape):
+        x = torch.where(torch.rand(shape, generator=generator, dtype=torch.float32) > 0.99, x * 30.0, x)
     elif probe == 4 and len(shape) > 1:
         x[..., :1, :] = 0.0
-    return x.to(like.dtype)
+    return x.to(dtype)

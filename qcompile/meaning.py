@@ -1,5 +1,6 @@
 """What a quantized linear means: the weight's formula and the activation's formula live on these types."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -244,3 +245,39 @@ def sqnr_db(signal: Tensor, other: Tensor) -> float:
     if float(noise) == 0.0:
         return float("inf")
     return float(10 * torch.log10(power / noise))
+
+
+class Noise:
+    """`sqnr_db` of a result that comes in several parts, and the first output that is lost altogether.
+
+    rows: the input [M, K], if outputs are looked at one by one: a channel of small weights does not show in the whole. Each row
+    counts by its own size. lost: the number of the first output of less than 14 dB, None if there is none.
+    """
+
+    _LOST = 0.04
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self.noise, self.power = 0.0, 0.0
+        self.lost: int | None = None
+        self._sizes = None if rows is None else rows.to(torch.float64).square().sum(-1, keepdim=True).clamp(min=1e-300)
+
+    def add(self, signal: Tensor, other: Tensor, begin: int = 0) -> None:
+        """One more part; where outputs are looked at one by one, [M, N'] of the outputs from `begin` on."""
+        wide = signal.to(torch.float64)
+        noise, power = (wide - other.to(torch.float64)).square(), wide.square()
+        self.noise += float(noise.sum())
+        self.power += float(power.sum())
+        if self._sizes is None:
+            return
+        wrong = ~((noise / self._sizes).sum(0) <= (power / self._sizes).sum(0) * self._LOST)
+        if self.lost is None and bool(wrong.any()):
+            self.lost = begin + int(wrong.nonzero()[0])
+
+    @property
+    def db(self) -> float:
+        """As `sqnr_db`: inf when equal, nan when either has NaN."""
+        if not math.isfinite(self.noise + self.power):
+            return math.nan
+        if self.noise == 0.0:
+            return math.inf
+        return 10 * math.log10(self.power / self.noise) if self.power else -math.inf

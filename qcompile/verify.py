@@ -1,17 +1,20 @@
 """Checks a kernel by value: packed from the real weight and run on a probe, it must equal the canonical operation."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, evaluate, hint, value
+from qcompile.graph import Constant, aten, hint, is_call, value
 from qcompile.kernels import Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands, Verdict, dequantize, row_pieces, sqnr_db
+from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
 from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
 from qcompile.products import through_views
+from qcompile.slices import Root, Slices, spread
 from qcompile.store import STORE, Recipe
 
 ACCEPT_DB = 40.0
@@ -19,6 +22,9 @@ ACCEPT_DB = 40.0
 _NOISIER_DB = 1.0
 _ROWS = 5
 _MOST_ROUNDS = 64
+# A weight of more elements is looked at in strips of rows of about so many elements each; input rows that a rewrite is run on.
+_MOST, _STRIP, _STRIPS, _MOST_ROWS = 1 << 23, 1 << 19, 8, 64
+_ALONG_N = ("codes", "scales", "zeros", "bias")
 _LEAST_VALUES = 256  # in fewer results, a sum that happens to cancel can make the signal small beside its own rounding
 
 
@@ -32,10 +38,6 @@ def verify(
 ) -> Verdict:
     """("" or the sentence why the kernel must not be used, SQNR in dB against the canonical operation)."""
     trim()  # of what the check before this one left behind
-    feed = {node: constant.tensor for node, constant in constants.items()}
-    wanted: list[Any] = [node for node in operands if node is not None]
-    values = iter(evaluate(wanted, feed))
-    mine = Operands(*(None if node is None else next(values) for node in operands))  # type: ignore[arg-type]
     x = probe(site)
     try:
         packed = STORE.fetch(recipe, leaves)
@@ -46,22 +48,67 @@ def verify(
         return f"failed on a probe: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None
     if tuple(y.shape) != (*x.shape[:-1], site.n) or y.dtype is not x.dtype:
         return f"gave {y.dtype} {list(y.shape)} on a probe instead of {x.dtype} {[*x.shape[:-1], site.n]}", None
-    sqnr = sqnr_db(canonical(x, mine, site, kernel.rounding(site)), y)
+    own = kernel.rounding(site)
+    asked = own != site.activation and not site.activation.is_none  # none: the user allowed it (allow_a8)
+    noise, theirs, ours = Noise(x), Noise(), Noise()
+    feed = {node: constant.tensor for node, constant in constants.items()}
+    for span, part in parts_of(operands, site, feed):
+        mine = y[..., span.start : span.stop]
+        noise.add(canonical(x, part, site, own), mine, span.start)
+        if asked:
+            exact = canonical(x, part, site, ActivationQuant())
+            theirs.add(exact, canonical(x, part, site, site.activation))
+            ours.add(exact, mine)
+    sqnr = noise.db
+    if noise.lost is not None:
+        STORE.drop(recipe, leaves)
+        return f"wrong on a probe: output {noise.lost} is not what the canonical operation gives", sqnr
     if not sqnr >= ACCEPT_DB:
         STORE.drop(recipe, leaves)
         return f"wrong on a probe: {sqnr:.1f} dB against the canonical operation, at least {ACCEPT_DB:.0f} is asked for", sqnr
-    if kernel.rounding(site) != site.activation and not site.activation.is_none:  # none: the user allowed it (allow_a8)
-        exact = canonical(x, mine, site, ActivationQuant())
-        theirs, ours = sqnr_db(exact, canonical(x, mine, site, site.activation)), sqnr_db(exact, y)
-        if ours < theirs - _NOISIER_DB:
-            return f"rounds activations worse than the checkpoint asks for: {ours:.1f} dB instead of {theirs:.1f}", sqnr
+    if asked and ours.db < theirs.db - _NOISIER_DB:
+        return f"rounds activations worse than the checkpoint asks for: {ours.db:.1f} dB instead of {theirs.db:.1f}", sqnr
     return "", sqnr
 
 
-def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> str:
-    """Runs the canonical call and the graph it replaced on one input of the traced size; "" if they agree, else a sentence.
+def parts_of(operands: Operands, site: Site, feed: Mapping[fx.Node, Tensor]) -> Iterator[tuple[range, Operands]]:
+    """(outputs, the values of the canonical call's operands for them), all of them or some from the first to the last.
 
-    This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it.
+    Of a weight of more elements than _MOST some strips of rows are taken, so that memory and time have a bound.
+    """
+    stacked = _stacked(operands)
+    rows = max(1, _STRIP // max(site.k, 1))
+    begin = 0
+    for part in stacked:
+        n = int(value(part.codes).shape[0])  # type: ignore[arg-type]
+        there = [node for node in part if node is not None]
+        names = [name for name, node in zip(Operands._fields, part, strict=True) if node is not None]
+        axes = [{"n": 0} if name in _ALONG_N else {} for name in names]
+        slices = Slices([Root(node, axis) for node, axis in zip(there, axes, strict=True)], {"n": n}, feed)  # type: ignore[arg-type]
+        count = max(2, _MOST // (len(stacked) * rows * max(site.k, 1)))
+        spans = spread(n, rows, count, slices.align("n")) if n * site.k > _MOST // len(stacked) else [range(n)]
+        for span in spans:
+            values = dict(zip(names, slices.evaluate({"n": span}), strict=True))
+            yield range(begin + span.start, begin + span.stop), Operands(**{name: values.get(name) for name in Operands._fields})
+        begin += n
+
+
+def _stacked(operands: Operands) -> list[Operands]:
+    """The operands of each linear that a fused one consists of; of any other its own."""
+    if not is_call(operands.codes, aten.cat.default):
+        return [operands]
+    count = len(operands.codes.args[0])  # type: ignore[attr-defined]
+    along = {name: node.args[0] for name in _ALONG_N if (node := getattr(operands, name)) is not None}
+    if any(not is_call(getattr(operands, name), aten.cat.default) or len(along[name]) != count for name in along):
+        return [operands]
+    return [operands._replace(**{name: nodes[index] for name, nodes in along.items()}) for index in range(count)]
+
+
+def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> str:
+    """Runs the canonical call and the graph it replaced on one input; "" if they agree, else a sentence.
+
+    This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it: at some rows of
+    the input and, of a large weight, at some outputs from the first to the last.
     """
     trim()
     x = site.node.args[0]
@@ -69,29 +116,65 @@ def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> st
     source = through_views(x)
     feed: dict[fx.Node, Any] = {node: constant.tensor for node, constant in constants.items()}
     parts = site.parts or (site,)
-    roots = [part.original for part in parts] + [part.result for part in parts]
-    rounds = []
-    for seed in range(_MOST_ROUNDS):
-        rounds.append(evaluate(roots, {**feed, source: sample(value(source), seed)}))
-        least = min(item.numel() for item in rounds[0])
-        if least == 0 or len(rounds) * least >= _LEAST_VALUES:
-            break
-    for leaf in {leaf for part in parts for leaf in part.leaves}:
-        page_out(constants[leaf].tensor)
-    values = [torch.stack(items) for items in zip(*rounds, strict=True)]
-    for part, before, after in zip(parts, values, values[len(parts) :], strict=False):
-        sqnr = sqnr_db(before, after) if bool(before.any()) or bool(after.any()) else float("inf")
-        if before.shape != after.shape or before.dtype is not after.dtype:
-            return f"the rewrite gives {after.dtype} {list(after.shape[1:])} instead of {before.dtype} {list(before.shape[1:])}"
-        if not sqnr >= ACCEPT_DB:
-            return f"the rewrite of {part.report.module} is wrong on a probe: {sqnr:.1f} dB, at least {ACCEPT_DB:.0f} is asked for"
+    try:
+        for part in parts:
+            before, after = value(part.original), value(part.result)
+            if before.shape != after.shape or before.dtype is not after.dtype:
+                return f"the rewrite gives {after.dtype} {list(after.shape)} instead of {before.dtype} {list(before.shape)}"
+            wrong = _differs(part, source, feed)
+            if wrong:
+                return wrong
+    finally:
+        for leaf in {leaf for part in parts for leaf in part.leaves}:
+            page_out(constants[leaf].tensor)
     return ""
 
 
-def sample(like: Tensor, seed: int = 0) -> Tensor:
-    """Random values of a fake tensor's shape and dtype."""
+def _differs(part: GraphSite, source: fx.Node, feed: Mapping[fx.Node, Any]) -> str:
+    shape = [int(hint(size)) for size in value(part.original).shape]
+    outputs = _along(shape, part.site.n)
+    rows = max((dim for dim in range(len(shape)) if dim != outputs), key=lambda dim: shape[dim], default=None)
+    axes = {label: dim for label, dim in {"n": outputs, "m": rows}.items() if dim is not None}
+    sizes = {label: shape[dim] for label, dim in axes.items()}
+    seeds = itertools.count()
+    drawn = {source: lambda size: sample(value(source), next(seeds), size)}
+    slices = Slices([Root(part.original, axes), Root(part.result, axes)], sizes, {**feed, **drawn})
+    noise, seen = Noise(), 0
+    for number, ranges in enumerate(itertools.cycle(_ranges(part, slices, sizes, math.prod(shape)))):
+        before, after = slices.evaluate(ranges)
+        noise.add(before, after)
+        seen += before.numel()
+        if seen == 0 or number + 1 >= _MOST_ROUNDS or (seen >= _LEAST_VALUES and number + 1 >= len(ranges)):
+            break
+    if noise.noise and not noise.db >= ACCEPT_DB:
+        least = f"at least {ACCEPT_DB:.0f} is asked for"
+        return f"the rewrite of {part.report.module} is wrong on a probe: {noise.db:.1f} dB, {least}"
+    return ""
+
+
+def _ranges(part: GraphSite, slices: Slices, sizes: Mapping[str, int], values: int) -> list[dict[str, range]]:
+    """Some rows of the input; of a large weight with some strips of its outputs, otherwise with all."""
+    found: dict[str, range] = {}
+    if "m" in sizes:
+        others = max(1, values // max(1, sizes["m"] * sizes.get("n", 1)))
+        align = slices.align("m")
+        found["m"] = range(min(sizes["m"], -(-max(1, _MOST_ROWS // others) // align) * align))
+    if "n" not in sizes or part.site.n * part.site.k <= _MOST:
+        return [found]
+    strips = spread(sizes["n"], max(1, _STRIP // part.site.k), _STRIPS, slices.align("n"))
+    return [{**found, "n": strip} for strip in strips]
+
+
+def _along(shape: Sequence[int], n: int) -> int | None:
+    """The dimension of a result that its outputs lie along, if that is clear."""
+    found = [dim for dim, size in enumerate(shape) if size == n]
+    return len(shape) - 1 if shape and shape[-1] == n else found[0] if len(found) == 1 else None
+
+
+def sample(like: Tensor, seed: int, shape: Sequence[int]) -> Tensor:
+    """Random values of that shape, of a fake tensor's dtype and device."""
     generator = torch.Generator().manual_seed(99 + seed)
-    return torch.randn([int(hint(size)) for size in like.shape], generator=generator).to(like.device, like.dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def probe(site: Site) -> Tensor:

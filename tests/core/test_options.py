@@ -335,5 +335,5 @@ def test_passes_out_of_order_are_an_error() -> None:
     from qcompile.errors import PassOrderError  # noqa: PLC0415
     from qcompile.pipeline import check_order  # noqa: PLC0415
 
-    with pytest.raises(PassOrderError, match="pass 'cleanup' needs lowered"):
+    with pytest.raises(PassOrderError, match="pass 'precompute' needs lowered"):
         check_order(tuple(step for step in pipeline_of.PIPELINE if step.name != "lower"))
