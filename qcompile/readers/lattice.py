@@ -5,17 +5,29 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qcompile.check import rounded_to, tolerance
-from qcompile.meaning import CODE_BOOKS, row_pieces
+from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
 from qcompile.readers.scales import Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
 _SAMPLED_ROWS = 8
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For hundreds of small steps, which would each wait for the other threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +47,10 @@ class Found:
     def codebook(self) -> str:
         return self.kind if self.kind in CODE_BOOKS else ""
 
-    def scales(self, tensors: Sequence[Tensor], dense: Tensor) -> Tensor:
-        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]."""
+    def scales(self, tensors: Sequence[Tensor], dense: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]; or some rows of it."""
         n, k = dense.shape
-        values = self.scale.values(tensors, n, k, dense.device)
+        values = self.scale.values(tensors, n, k, dense.device, rows)
         return values.to(torch.float32) * 0.5 if self.kind == HALVES else values
 
 
@@ -84,6 +96,7 @@ class Weight:
         self.rounded = rounded_to(dense)
         self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS)).long()
         self.sample = dense.index_select(0, self.sampled).to(torch.float32)
+        self._known_orders: dict[int, list[tuple[int, Tensor]]] = {}
 
     def best(self, tried: Iterable[Scale], kind: str, most: int = 8) -> Found | None:
         """The scale with which the weight takes the fewest bits, up to `most`; the first of equal ones."""
@@ -96,15 +109,12 @@ class Weight:
         return best
 
     def _fits(self, scale: Scale, kind: str, most: int) -> Iterator[Found]:
-        values = Found(scale, kind, 8, True).scales([self.tensors[part.candidate] for part in scale.parts], self.dense)
-        if not bool(torch.isfinite(values).all()):
-            return
-        sampled = values.index_select(0, self.sampled)
-        for index in (None, *_group_indices(self.tensors, self.k, self.k // scale.group)):
-            perm = None if index is None else torch.argsort(self.tensors[index].long(), stable=True)
-            few = self._width([self.sample], [sampled], scale.group, kind, perm)
-            if few is None or few[0] > most:
+        tensors = [self.tensors[part.candidate] for part in scale.parts]
+        scaled = Found(scale, kind, 8, True)
+        for index, perm in ((None, None), *self._orders(self.k // scale.group)):
+            if not self._may_fit(scaled, tensors, perm, most):
                 continue
+            values = scaled.scales(tensors, self.dense)
             pieces = list(row_pieces(self.n, self.k))
             parts = (self.dense[piece].to(torch.float32) for piece in pieces)
             width = self._width(parts, [values[piece] for piece in pieces], scale.group, kind, perm)
@@ -112,12 +122,35 @@ class Weight:
                 most = width[0] - 1
                 yield Found(scale, kind, *width, index)
 
+    def _may_fit(self, scaled: Found, tensors: Sequence[Tensor], perm: Tensor | None, most: int) -> bool:
+        """Whether one row fits, and then a few: that is soon known, and most scales are refused by it."""
+        with one_thread():
+            for count in (1, self.sampled.numel()):
+                values = scaled.scales(tensors, self.dense, self.sampled[:count])
+                few = self._width([self.sample[:count]], [values], scaled.scale.group, scaled.kind, perm)
+                if few is None or few[0] > most:
+                    return False
+        return True
+
+    def _orders(self, groups: int) -> list[tuple[int, Tensor]]:
+        """(number, permutation) of the candidates that may be a group index: integers [K] that name every group K / G times."""
+        if groups not in self._known_orders:
+            self._known_orders[groups] = [
+                (number, torch.argsort(tensor.long(), stable=True))
+                for number, tensor in enumerate(self.tensors)
+                if tensor.dtype in (torch.int32, torch.int64) and tuple(tensor.shape) == (self.k,) and groups > 1
+                if _names_groups(tensor, self.k, groups)
+            ]
+        return self._known_orders[groups]
+
     def _width(
         self, parts: Iterable[Tensor], scales: Iterable[Tensor], group: int, kind: str, perm: Tensor | None
     ) -> tuple[int, bool] | None:
         """(bits, symmetric) of the rows divided by their scales, or None where those are not of this kind."""
         low, high, span = 0, 0, 0
         for rows, factors in zip(parts, scales, strict=True):
+            if not all_finite(factors):
+                return None
             part = rows if perm is None else rows.index_select(1, perm)
             steps = part.reshape(part.shape[0], -1, group) / _safe(factors)[:, :, None]
             if kind in CODE_BOOKS:
@@ -160,19 +193,14 @@ def find(weight: Weight, sizes: Collection[int] = ()) -> Found | None:
     best = weight.best(alone, INTEGERS)
     if best is not None and best.bits == 4:
         return best
-    others = further(weight.tensors, weight.n, weight.k, sizes)
+    with one_thread():
+        others = further(weight.tensors, weight.n, weight.k, sizes)
     best = weight.best(others, INTEGERS, 8 if best is None else best.bits - 1) or best
     for kind in (*CODE_BOOKS, HALVES):
         best = best or weight.best([*alone, *others], kind)
     return best
 
 
-def _group_indices(candidates: Sequence[Tensor], k: int, groups: int) -> list[int]:
-    """Which candidates may be a group index: integers [K] that name every group K / G times."""
-    found = []
-    for number, tensor in enumerate(candidates):
-        if tensor.dtype in (torch.int32, torch.int64) and tuple(tensor.shape) == (k,) and groups > 1:
-            counts = torch.bincount(tensor.long().clamp(min=0), minlength=groups)
-            if counts.numel() == groups and bool((counts == k // groups).all()):
-                found.append(number)
-    return found
+def _names_groups(index: Tensor, k: int, groups: int) -> bool:
+    counts = torch.bincount(index.long().clamp(min=0), minlength=groups)
+    return counts.numel() == groups and bool((counts == k // groups).all())

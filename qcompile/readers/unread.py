@@ -119,7 +119,7 @@ def _of_a_scale(weight: Weight, sizes: Collection[int]) -> str:
 def _steps(weight: Weight, scale: Scale) -> Tensor:
     """Some rows divided by a scale: [rows, G, group]; NaN where the scale is 0 or not finite."""
     tensors = [weight.tensors[part.candidate] for part in scale.parts]
-    values = scale.values(tensors, weight.n, weight.k, weight.dense.device).index_select(0, weight.sampled).to(torch.float32)
+    values = scale.values(tensors, weight.n, weight.k, weight.dense.device, weight.sampled).to(torch.float32)
     return weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
 
 
