@@ -7,6 +7,7 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from qcompile.readers.scales import Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
 _SAMPLED_ROWS = 8
+_SEVERAL_ROUNDINGS = 2.0**-20  # of float32
 
 
 @contextmanager
@@ -73,15 +75,18 @@ def _safe(scales: Tensor) -> Tensor:
 
 
 def _entries(steps: Tensor, codebook: str) -> Tensor:
-    """Index int8 of the nearest entry; of two zeros the one with the same sign."""
-    table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=steps.device)
-    ordered, order = torch.sort(table, stable=True)
-    nearest = order[torch.bucketize(steps, (ordered[1:] + ordered[:-1]) / 2)]
-    places = {str(entry): index for index, entry in enumerate(CODE_BOOKS[codebook])}
+    """Index int8 of the nearest entry; of two zeros the one with the same sign. Element by element, without a table."""
+    entries = CODE_BOOKS[codebook]
+    places = {str(entry): index for index, entry in enumerate(entries)}
+    ordered = sorted(places[str(entry)] for entry in set(entries))
+    ordered.sort(key=lambda index: entries[index])
+    nearest = torch.full_like(steps, ordered[0], dtype=torch.int8)
+    for low, high in pairwise(ordered):
+        nearest = nearest + (steps > (entries[low] + entries[high]) / 2).to(torch.int8) * (high - low)
     if "0.0" in places and "-0.0" in places:
-        zero = torch.where(torch.signbit(steps), places["-0.0"], places["0.0"])
-        nearest = torch.where(table[nearest] == 0, zero, nearest)
-    return nearest.to(torch.int8)
+        zero = torch.where(torch.signbit(steps), places["-0.0"], places["0.0"]).to(torch.int8)
+        nearest = torch.where((nearest == places["0.0"]) | (nearest == places["-0.0"]), zero, nearest)
+    return nearest
 
 
 class Weight:
@@ -159,8 +164,9 @@ class Weight:
                 continue
             whole = torch.round(steps)
             # Halves are rare; only products are believed, whose values are off by their own rounding and not by that of others.
-            allowed = tolerance(steps, 0.0 if kind == HALVES else 1.0, self.rounded).clamp(max=0.5)
-            if not bool(((steps - whole).abs() <= allowed).all()):
+            allowed = self._own_rounding(steps)
+            allowed = allowed if kind == HALVES else torch.maximum(allowed, tolerance(steps, 1.0, self.rounded))
+            if not bool(((steps - whole).abs() <= allowed.clamp(max=0.5)).all()):
                 return None
             low, high = min(low, int(whole.min())), max(high, int(whole.max()))
             least = whole.amin(-1).clamp(max=0)
@@ -173,7 +179,11 @@ class Weight:
         """Whether every value is an entry, up to its own rounding alone: between entries nothing was subtracted."""
         table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32)
         entries = table[_entries(steps, codebook).long()]
-        return bool(((steps - entries).abs() <= tolerance(entries, 0.0, self.rounded)).all())
+        return bool(((steps - entries).abs() <= self._own_rounding(entries)).all())
+
+    def _own_rounding(self, values: Tensor) -> Tensor:
+        """By how much values that are products may be off; in float32 code may have rounded more often than in 16 bits."""
+        return torch.maximum(tolerance(values, 0.0, self.rounded), values.abs() * _SEVERAL_ROUNDINGS)
 
 
 def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:

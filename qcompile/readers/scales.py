@@ -123,7 +123,7 @@ def further(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int]
     inverse = [_inverse(part) for part in floats]
     alone = ((part,) for part in chain(inverse, whole))
     factors = [pair for pair in combinations(floats + whole, 2) if pair[0].candidate != pair[1].candidate]
-    quotients = [(left, _inverse(right)) for left, right in product(parts, floats) if left.candidate != right.candidate]
+    quotients = [(left, _inverse(right)) for left, right in product(parts, parts) if left.candidate != right.candidate]
     inverses = [(_inverse(left), _inverse(right)) for left, right in factors]
     useful = [pair for pair in chain(factors, quotients, inverses) if gcd(k, pair[0].group, pair[1].group) >= min(LEAST_GROUP, k)]
     return [Scale.of(k, *part) for part in chain(islice(alone, _MOST_SINGLES), useful[:_MOST_PAIRS])]
