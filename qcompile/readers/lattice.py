@@ -5,17 +5,31 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from qcompile.check import rounded_to, tolerance
-from qcompile.meaning import CODE_BOOKS, row_pieces
+from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
 from qcompile.readers.scales import Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
 _SAMPLED_ROWS = 8
+_SEVERAL_ROUNDINGS = 2.0**-20  # of float32
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For hundreds of small steps, which would each wait for the other threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +49,10 @@ class Found:
     def codebook(self) -> str:
         return self.kind if self.kind in CODE_BOOKS else ""
 
-    def scales(self, tensors: Sequence[Tensor], dense: Tensor) -> Tensor:
-        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]."""
+    def scales(self, tensors: Sequence[Tensor], dense: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]; or some rows of it."""
         n, k = dense.shape
-        values = self.scale.values(tensors, n, k, dense.device)
+        values = self.scale.values(tensors, n, k, dense.device, rows)
         return values.to(torch.float32) * 0.5 if self.kind == HALVES else values
 
 
@@ -61,15 +75,18 @@ def _safe(scales: Tensor) -> Tensor:
 
 
 def _entries(steps: Tensor, codebook: str) -> Tensor:
-    """Index int8 of the nearest entry; of two zeros the one with the same sign."""
-    table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=steps.device)
-    ordered, order = torch.sort(table, stable=True)
-    nearest = order[torch.bucketize(steps, (ordered[1:] + ordered[:-1]) / 2)]
-    places = {str(entry): index for index, entry in enumerate(CODE_BOOKS[codebook])}
+    """Index int8 of the nearest entry; of two zeros the one with the same sign. Element by element, without a table."""
+    entries = CODE_BOOKS[codebook]
+    places = {str(entry): index for index, entry in enumerate(entries)}
+    ordered = sorted(places[str(entry)] for entry in set(entries))
+    ordered.sort(key=lambda index: entries[index])
+    nearest = torch.full_like(steps, ordered[0], dtype=torch.int8)
+    for low, high in pairwise(ordered):
+        nearest = nearest + (steps > (entries[low] + entries[high]) / 2).to(torch.int8) * (high - low)
     if "0.0" in places and "-0.0" in places:
-        zero = torch.where(torch.signbit(steps), places["-0.0"], places["0.0"])
-        nearest = torch.where(table[nearest] == 0, zero, nearest)
-    return nearest.to(torch.int8)
+        zero = torch.where(torch.signbit(steps), places["-0.0"], places["0.0"]).to(torch.int8)
+        nearest = torch.where((nearest == places["0.0"]) | (nearest == places["-0.0"]), zero, nearest)
+    return nearest
 
 
 class Weight:
@@ -84,6 +101,7 @@ class Weight:
         self.rounded = rounded_to(dense)
         self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS)).long()
         self.sample = dense.index_select(0, self.sampled).to(torch.float32)
+        self._known_orders: dict[int, list[tuple[int, Tensor]]] = {}
 
     def best(self, tried: Iterable[Scale], kind: str, most: int = 8) -> Found | None:
         """The scale with which the weight takes the fewest bits, up to `most`; the first of equal ones."""
@@ -96,15 +114,12 @@ class Weight:
         return best
 
     def _fits(self, scale: Scale, kind: str, most: int) -> Iterator[Found]:
-        values = Found(scale, kind, 8, True).scales([self.tensors[part.candidate] for part in scale.parts], self.dense)
-        if not bool(torch.isfinite(values).all()):
-            return
-        sampled = values.index_select(0, self.sampled)
-        for index in (None, *_group_indices(self.tensors, self.k, self.k // scale.group)):
-            perm = None if index is None else torch.argsort(self.tensors[index].long(), stable=True)
-            few = self._width([self.sample], [sampled], scale.group, kind, perm)
-            if few is None or few[0] > most:
+        tensors = [self.tensors[part.candidate] for part in scale.parts]
+        scaled = Found(scale, kind, 8, True)
+        for index, perm in ((None, None), *self._orders(self.k // scale.group)):
+            if not self._may_fit(scaled, tensors, perm, most):
                 continue
+            values = scaled.scales(tensors, self.dense)
             pieces = list(row_pieces(self.n, self.k))
             parts = (self.dense[piece].to(torch.float32) for piece in pieces)
             width = self._width(parts, [values[piece] for piece in pieces], scale.group, kind, perm)
@@ -112,12 +127,35 @@ class Weight:
                 most = width[0] - 1
                 yield Found(scale, kind, *width, index)
 
+    def _may_fit(self, scaled: Found, tensors: Sequence[Tensor], perm: Tensor | None, most: int) -> bool:
+        """Whether one row fits, and then a few: that is soon known, and most scales are refused by it."""
+        with one_thread():
+            for count in (1, self.sampled.numel()):
+                values = scaled.scales(tensors, self.dense, self.sampled[:count])
+                few = self._width([self.sample[:count]], [values], scaled.scale.group, scaled.kind, perm)
+                if few is None or few[0] > most:
+                    return False
+        return True
+
+    def _orders(self, groups: int) -> list[tuple[int, Tensor]]:
+        """(number, permutation) of the candidates that may be a group index: integers [K] that name every group K / G times."""
+        if groups not in self._known_orders:
+            self._known_orders[groups] = [
+                (number, torch.argsort(tensor.long(), stable=True))
+                for number, tensor in enumerate(self.tensors)
+                if tensor.dtype in (torch.int32, torch.int64) and tuple(tensor.shape) == (self.k,) and groups > 1
+                if _names_groups(tensor, self.k, groups)
+            ]
+        return self._known_orders[groups]
+
     def _width(
         self, parts: Iterable[Tensor], scales: Iterable[Tensor], group: int, kind: str, perm: Tensor | None
     ) -> tuple[int, bool] | None:
         """(bits, symmetric) of the rows divided by their scales, or None where those are not of this kind."""
         low, high, span = 0, 0, 0
         for rows, factors in zip(parts, scales, strict=True):
+            if not all_finite(factors):
+                return None
             part = rows if perm is None else rows.index_select(1, perm)
             steps = part.reshape(part.shape[0], -1, group) / _safe(factors)[:, :, None]
             if kind in CODE_BOOKS:
@@ -126,8 +164,9 @@ class Weight:
                 continue
             whole = torch.round(steps)
             # Halves are rare; only products are believed, whose values are off by their own rounding and not by that of others.
-            allowed = tolerance(steps, 0.0 if kind == HALVES else 1.0, self.rounded).clamp(max=0.5)
-            if not bool(((steps - whole).abs() <= allowed).all()):
+            allowed = self._own_rounding(steps)
+            allowed = allowed if kind == HALVES else torch.maximum(allowed, tolerance(steps, 1.0, self.rounded))
+            if not bool(((steps - whole).abs() <= allowed.clamp(max=0.5)).all()):
                 return None
             low, high = min(low, int(whole.min())), max(high, int(whole.max()))
             least = whole.amin(-1).clamp(max=0)
@@ -140,7 +179,11 @@ class Weight:
         """Whether every value is an entry, up to its own rounding alone: between entries nothing was subtracted."""
         table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32)
         entries = table[_entries(steps, codebook).long()]
-        return bool(((steps - entries).abs() <= tolerance(entries, 0.0, self.rounded)).all())
+        return bool(((steps - entries).abs() <= self._own_rounding(entries)).all())
+
+    def _own_rounding(self, values: Tensor) -> Tensor:
+        """By how much values that are products may be off; in float32 code may have rounded more often than in 16 bits."""
+        return torch.maximum(tolerance(values, 0.0, self.rounded), values.abs() * _SEVERAL_ROUNDINGS)
 
 
 def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:
@@ -160,19 +203,14 @@ def find(weight: Weight, sizes: Collection[int] = ()) -> Found | None:
     best = weight.best(alone, INTEGERS)
     if best is not None and best.bits == 4:
         return best
-    others = further(weight.tensors, weight.n, weight.k, sizes)
+    with one_thread():
+        others = further(weight.tensors, weight.n, weight.k, sizes)
     best = weight.best(others, INTEGERS, 8 if best is None else best.bits - 1) or best
     for kind in (*CODE_BOOKS, HALVES):
         best = best or weight.best([*alone, *others], kind)
     return best
 
 
-def _group_indices(candidates: Sequence[Tensor], k: int, groups: int) -> list[int]:
-    """Which candidates may be a group index: integers [K] that name every group K / G times."""
-    found = []
-    for number, tensor in enumerate(candidates):
-        if tensor.dtype in (torch.int32, torch.int64) and tuple(tensor.shape) == (k,) and groups > 1:
-            counts = torch.bincount(tensor.long().clamp(min=0), minlength=groups)
-            if counts.numel() == groups and bool((counts == k // groups).all()):
-                found.append(number)
-    return found
+def _names_groups(index: Tensor, k: int, groups: int) -> bool:
+    counts = torch.bincount(index.long().clamp(min=0), minlength=groups)
+    return counts.numel() == groups and bool((counts == k // groups).all())

@@ -43,29 +43,32 @@ class Scale:
     def of(k: int, *parts: Part) -> "Scale":
         return Scale(parts, gcd(k, *(part.group for part in parts)))
 
-    def values(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device) -> Tensor:
-        """[N, K / group], from the parts' tensors: float32, or the dtype of the one tensor that it consists of."""
+    def values(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device, rows: Tensor | None = None) -> Tensor:
+        """[N, K / group], for all rows or some; in the dtype of the one tensor that it consists of, else in float32."""
         result: Tensor | None = None
         for part, tensor in zip(self.parts, tensors, strict=True):
-            factor = _arranged(tensor, part, n, k, self.group)
+            factor = _arranged(tensor, part, n, k, self.group, rows)
             if part.divides:
                 result = (1.0 if result is None else result) / factor.to(torch.float32)
             else:
                 result = factor if result is None else result.to(torch.float32) * factor.to(torch.float32)
         if result is None:
-            return torch.ones((n, k // self.group), dtype=torch.float32, device=device)
+            return torch.ones((n if rows is None else rows.numel(), k // self.group), dtype=torch.float32, device=device)
         return result if result.dtype in SCALE_DTYPES else result.to(torch.float32)
 
 
-def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int) -> Tensor:
-    """The part as [N, K / group], in its own dtype; group divides K and the part's group."""
+def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tensor | None) -> Tensor:
+    """The part as [N, K / group], or some rows of that, in its own dtype; group divides K and the part's group."""
     high, wide = n // part.rows, -(-k // part.group)
     grid = tensor.reshape(wide, high).t() if part.turned else tensor.reshape(high, wide)
+    if rows is not None:
+        n = rows.numel()
+        grid = grid[rows // part.rows]
     if grid.dtype not in SCALE_DTYPES:
         grid = grid.to(torch.float32)
     if high == 1:
         grid = grid.expand(n, wide)
-    elif part.rows > 1:
+    elif part.rows > 1 and rows is None:
         grid = grid.repeat_interleave(part.rows, 0)
     if wide == 1:
         return grid.expand(n, k // group)
@@ -120,7 +123,7 @@ def further(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int]
     inverse = [_inverse(part) for part in floats]
     alone = ((part,) for part in chain(inverse, whole))
     factors = [pair for pair in combinations(floats + whole, 2) if pair[0].candidate != pair[1].candidate]
-    quotients = [(left, _inverse(right)) for left, right in product(parts, floats) if left.candidate != right.candidate]
+    quotients = [(left, _inverse(right)) for left, right in product(parts, parts) if left.candidate != right.candidate]
     inverses = [(_inverse(left), _inverse(right)) for left, right in factors]
     useful = [pair for pair in chain(factors, quotients, inverses) if gcd(k, pair[0].group, pair[1].group) >= min(LEAST_GROUP, k)]
     return [Scale.of(k, *part) for part in chain(islice(alone, _MOST_SINGLES), useful[:_MOST_PAIRS])]
