@@ -141,7 +141,13 @@ class Store:
         keep = self._kept[name] < _MOST_KEPT and not any(self._others(leaf.tensor, key) for leaf in leaves)
         self._kept[name] += keep
         return recipe.shelf.fetch(
-            recipe.key, recipe.paths, tensors, lambda: recipe.evaluate(tensors), retire=recipe.retire, keep=keep
+            recipe.key,
+            recipe.paths,
+            tensors,
+            lambda: recipe.evaluate(tensors),
+            count=len(recipe.roots),
+            retire=recipe.retire,
+            keep=keep,
         )
 
     def _others(self, leaf: Tensor, key: tuple[Any, ...]) -> list[tuple[Any, ...]]:
