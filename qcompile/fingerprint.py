@@ -25,13 +25,14 @@ def of_tensors(tensors: Sequence[Tensor]) -> list[str]:
     own operator (about 5 GB/s and core with AVX-512, 3 with AVX2), or without the compiled operators SHA-256 of the SHA-256
     digests of pieces of 1 MiB, which threads share (1 to 2 GB/s and core where the processor has instructions for it).
     """
-    return [f"{tensor.dtype} {list(tensor.shape)} {list(tensor.stride())} {_digest(_bytes(tensor))}" for tensor in tensors]
+    return [f"{tensor.dtype} {list(tensor.shape)} {list(tensor.stride())} {digest(_bytes(tensor))}" for tensor in tensors]
 
 
-def _digest(raw: Tensor) -> str:
+def digest(raw: Tensor) -> str:
+    """The digest's kind and its 32 bytes in hexadecimal, of a contiguous uint8 tensor of one dimension."""
     if missing_ops() is None:
-        digest: Tensor = torch.ops.qcompile.native_digest.default(raw)
-        return f"blake3 {bytes(digest.tolist()).hex()}"
+        found: Tensor = torch.ops.qcompile.native_digest.default(raw)
+        return f"blake3 {bytes(found.tolist()).hex()}"
     whole: Any = raw.numpy()
     view = memoryview(whole)
     pieces = [view[start : start + _PIECE] for start in range(0, len(view), _PIECE)]

@@ -2,15 +2,15 @@
 
 The file is an ordinary one of https://github.com/huggingface/safetensors (8 bytes with the length of a JSON header, the header,
 the tensors without gaps). That format promises no alignment, so the header is filled up with blanks to a whole page and tensors
-"pad.<n>" fill up to the next 64 bytes; kernels rely on both, and readers of the format accept both.
+"pad.<n>" fill up to the next 64 bytes; kernels rely on both, and readers of the format accept both. The last tensor, "check", is a
+digest (BLAKE3 by our own operator) that every byte before it has a part in, at its place.
 """
 
 import contextlib
-import hashlib
+import errno
 import json
 import math
 import os
-import secrets
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcompile import fingerprint
+from qcompile.cache_folder import UnfitFileError, open_trusted, replacing
 from qcompile.memory import Region, mapped
 
-FORMAT = "qcompile packed weights 1"
+FORMAT = "qcompile packed weights 2"
 ALIGNMENT = 64
 _PAGE = 4096
-_STREAMS = 32
 _MOST_PIECES = 512  # of one writev(2); systems take 1024
-_MOST_HEADER = 100_000_000  # the format's own limit
+_MOST_HEADER = 4 << 20  # many times what a layer's file has
+_MOST_DIMENSIONS, _MOST_EXTENT = 16, 1 << 48
+_CHECK, _CHECK_BYTES = "check", 32
 _NAMES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32",
     "int64": "I64", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
@@ -58,19 +61,13 @@ def write(path: Path, key: str, tensors: Sequence[Tensor], notes: dict[str, str]
     The file is readable only: who maps it counts on it never being changed in place, only replaced.
     """
     table, chunks = _layout(tensors)
-    metadata = {"format": FORMAT, "key": key, "check": _check(table, chunks), **notes}
-    header = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
+    header = json.dumps({"__metadata__": {"format": FORMAT, "key": key, **notes}, **table}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % _PAGE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "wb", buffering=0) as file:
-            _write_all(file.fileno(), [struct.pack("<Q", len(header)) + header, *chunks])
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    if len(header) > _MOST_HEADER:
+        raise OSError(errno.EFBIG, f"a header of {len(header)} bytes", str(path))
+    begin = struct.pack("<Q", len(header)) + header
+    with replacing(path) as file:
+        _write_all(file, [begin, *chunks, _check(begin, chunks)])
 
 
 def _write_all(file: int, pieces: Sequence[Any]) -> None:
@@ -78,6 +75,8 @@ def _write_all(file: int, pieces: Sequence[Any]) -> None:
     rest = [memoryview(piece) for piece in pieces if len(piece)]
     while rest:
         done = os.writev(file, rest[:_MOST_PIECES])
+        if done <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         while rest and done >= len(rest[0]):
             done -= len(rest.pop(0))
         if rest:
@@ -85,6 +84,7 @@ def _write_all(file: int, pieces: Sequence[Any]) -> None:
 
 
 def _layout(tensors: Sequence[Tensor]) -> tuple[dict[str, Any], list[Any]]:
+    """The header's table, with an entry for every tensor, padding before it, and at last the check; the bytes of all but that."""
     table: dict[str, Any] = {}
     chunks: list[Any] = []
     at = 0
@@ -97,82 +97,100 @@ def _layout(tensors: Sequence[Tensor]) -> tuple[dict[str, Any], list[Any]]:
         table[str(index)] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         chunks.append(tensor.detach().reshape(-1).view(torch.uint8).numpy())
         at += size
+    table[_CHECK] = {"dtype": "U8", "shape": [_CHECK_BYTES], "data_offsets": [at, at + _CHECK_BYTES]}
     return table, chunks
 
 
-def _check(table: dict[str, Any], chunks: Sequence[Any]) -> str:
-    """Against damage, not against design: 64-bit sums of words that lie far apart, and SHA-256 of the sums and of the table.
+def _check(begin: bytes, chunks: Sequence[Any]) -> bytes:
+    """The digest of the file's first bytes (length and header) and of the digests of all that follow, in their order."""
+    return _digest(bytearray(b"".join([_digest(bytearray(begin)), *map(_digest, chunks)])))
 
-    A flipped bit, a page of zeros, or any damaged stretch up to a 32nd of a tensor always changes a sum; and adding is as
-    fast as memory.
-    """
-    whole = hashlib.sha256(json.dumps(table, separators=(",", ":")).encode())
-    for chunk in chunks:
-        even = len(chunk) // (8 * _STREAMS) * (8 * _STREAMS)
-        words = chunk[:even].view(np.uint64).reshape(_STREAMS, -1)
-        whole.update(words.sum(0, dtype=np.uint64))
-        whole.update(chunk[even:])
-    return whole.hexdigest()
+
+def _digest(content: Any) -> bytes:
+    """Of a buffer that may be written to; torch warns of others."""
+    raw = torch.frombuffer(content, dtype=torch.uint8) if len(content) else torch.empty(0, dtype=torch.uint8, device="cpu")
+    return bytes.fromhex(fingerprint.digest(raw).rpartition(" ")[2])
 
 
 def read(path: Path, key: str, *, retire: bool = False) -> tuple[Tensor, ...]:
     """The tensors of a file that `write` made for this key, over the mapped file itself; DamagedFileError says what is wrong.
 
-    The whole content is compared with its check once. retire: at addresses that this process never uses again (qcompile.memory).
+    Every byte of it is compared with its check once. retire: at addresses that this process never uses again (qcompile.memory).
     FileNotFoundError and other OSErrors come through.
     """
-    with path.open("rb") as file:
+    try:
+        file = open(path, "rb", opener=open_trusted)  # noqa: SIM115 - closed below
+    except UnfitFileError as error:
+        raise DamagedFileError(str(error)) from None
+    with file:
         size = os.fstat(file.fileno()).st_size
-        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 0
+        begin = file.read(8)
+        length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
         if not 2 <= length <= min(size - 8, _MOST_HEADER):
-            raise DamagedFileError(f"it is cut or no safetensors file ({size} bytes)")
-        table, metadata = _parsed(file.read(length))
+            raise DamagedFileError(f"it is cut or no file of this cache ({size} bytes)")
+        header = file.read(length)
+        if len(header) != length:
+            raise DamagedFileError("it is cut")
+        table, metadata = _parsed(header)
         if metadata.get("format") != FORMAT:
             raise DamagedFileError("it was not written by this version of the cache")
         if metadata.get("key") != key:
             raise DamagedFileError("it was made for something else")
+        places = _places(table, size - 8 - length, 8 + length)
         region = mapped(file, size, retire=retire)
-    start = 8 + length
-    places = _places(table, size - start, start)
-    chunks = [region[begin:end] for _, _, begin, end in places]
-    if _check(table, chunks) != metadata.get("check"):
+    *tensors, (_, _, last, _) = places
+    if _check(begin + header, [region[first:end] for _, _, first, end in tensors]) != region[last:].tobytes():
         raise DamagedFileError("its content does not match its checksum")
     return tuple(
-        _tensor(region, dtype, shape, begin, end)
-        for name, (dtype, shape, begin, end) in zip(table, places, strict=True)
-        if not name.startswith("pad.")
+        _tensor(region, dtype, shape, first, end)
+        for name, (dtype, shape, first, end) in zip(table, places, strict=True)
+        if name.isdecimal()
     )
 
 
 def _parsed(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        table = json.loads(text)
-        metadata = table.pop("__metadata__")
+    with contextlib.suppress(ValueError, RecursionError, MemoryError):
+        table = json.loads(text.decode())
+        metadata = table.pop("__metadata__", None) if isinstance(table, dict) else None
         if isinstance(metadata, dict) and all(isinstance(entry, dict) for entry in table.values()):
             return table, metadata
-    except (ValueError, KeyError, AttributeError, TypeError):
-        pass
     raise DamagedFileError("its header cannot be read")
 
 
 def _places(table: dict[str, Any], size: int, start: int) -> list[tuple[torch.dtype, list[int], int, int]]:
-    """(dtype, shape, first byte, last byte + 1) of every entry; they must fill the file without gaps, each where it may begin."""
+    """(dtype, shape, first byte, last byte + 1) of every entry.
+
+    They must fill the file without gaps, in the order and with the names that `_layout` gives them, each where it may begin.
+    """
     places: list[tuple[torch.dtype, list[int], int, int]] = []
-    at = 0
+    at = tensors = 0
     for name, entry in table.items():
-        dtype, shape, offsets = DTYPES.get(entry.get("dtype")), entry.get("shape"), entry.get("data_offsets")
-        whole = isinstance(shape, list) and all(isinstance(extent, int) and extent >= 0 for extent in shape)
-        end = at + math.prod(shape) * dtype.itemsize if whole and dtype is not None else -1
-        if dtype is None or offsets != [at, end] or end > size or (not name.startswith("pad.") and (start + at) % ALIGNMENT):
-            raise DamagedFileError(f"its entry {name!r} does not fit")
+        dtype, shape = _described(entry)
+        padded = name == f"pad.{tensors}"
+        end = at + math.prod(shape) * dtype.itemsize
+        expected = padded or name == str(tensors) or (name == _CHECK and shape == [_CHECK_BYTES] and dtype is torch.uint8)
+        aligned = name == _CHECK or padded or (start + at) % ALIGNMENT == 0
+        if not expected or not aligned or entry.get("data_offsets") != [at, end] or end > size:
+            raise DamagedFileError(f"its entry {name[:40]!r} does not fit")
+        tensors += name == str(tensors)
         places.append((dtype, shape, start + at, start + end))
         at = end
-    if at != size:
+    if at != size or next(reversed(table), "") != _CHECK:
         raise DamagedFileError("it is cut or extended")
     return places
 
 
+def _described(entry: dict[str, Any]) -> tuple[torch.dtype, list[int]]:
+    name, shape = entry.get("dtype"), entry.get("shape")
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None or not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise DamagedFileError("its header describes no tensors")
+    if not all(type(extent) is int and 0 <= extent <= _MOST_EXTENT for extent in shape):
+        raise DamagedFileError("its header describes no tensors")
+    return dtype, shape
+
+
 def _tensor(region: Region, dtype: torch.dtype, shape: list[int], begin: int, end: int) -> Tensor:
     if begin == end:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return torch.frombuffer(region, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin).view(shape)

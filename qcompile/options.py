@@ -1,5 +1,6 @@
 """Options of the back end: one frozen dataclass, read from torch.compile's `options` and the QCOMPILE_* variables."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -116,9 +117,10 @@ def _flag(option: str, value: object) -> bool:
 def _folder(option: str, value: object) -> Path | None:
     if value is None:
         return None
-    if isinstance(value, str | Path):
-        return Path(value).expanduser()
-    raise OptionError(option, value, "a folder or None")
+    if isinstance(value, str | Path) and str(value).strip() and "\0" not in str(value):
+        with contextlib.suppress(RuntimeError):  # no such user's home
+            return Path(value).expanduser()
+    raise OptionError(option, value, 'the path of a folder ("." for the working directory), or None')
 
 
 def _platform(option: str, value: object) -> str | None:

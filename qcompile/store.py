@@ -6,6 +6,7 @@ compilation. Equal recipes on the same raw weights (tied layers, recompilations,
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from qcompile.watch import Leaves
 
 # Packing a weight of this many bytes leaves a multiple of them behind, freed but still held by the C library.
 _WORTH_TRIMMING = 4 << 20
+# Contents of weights of one name that one process writes to disk; models that are loaded one after another may share names.
+_MOST_KEPT = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -109,10 +112,11 @@ class _Entry:
 
 @dataclass(slots=True)
 class Store:
-    """Evaluated recipes by (recipe, identities of the raw weights); an entry dies with any of its raw weights."""
+    """Evaluated recipes by (recipe, identities of the raw weights); an entry dies with the storage of any of its raw weights."""
 
     _entries: dict[tuple[Any, ...], _Entry] = field(default_factory=dict)
-    _of_leaf: dict[int, set[tuple[Any, ...]]] = field(default_factory=dict)
+    _of_storage: dict[int, set[tuple[Any, ...]]] = field(default_factory=dict)
+    _kept: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
     _lock: Any = field(default_factory=threading.RLock)
 
     def fetch(self, recipe: Recipe, leaves: Sequence[Constant]) -> tuple[Tensor, ...]:
@@ -133,29 +137,38 @@ class Store:
         if recipe.shelf is None or recipe.sized or any(map(is_released, tensors)):
             return recipe.evaluate(tensors), None
         # Weights that change while the program runs would fill the disk with contents that do not come again.
-        keep = not any(self._others(leaf.tensor, key) for leaf in leaves)
+        name = (recipe.key, recipe.paths)
+        keep = self._kept[name] < _MOST_KEPT and not any(self._others(leaf.tensor, key) for leaf in leaves)
+        self._kept[name] += keep
         return recipe.shelf.fetch(
-            recipe.key, recipe.paths, tensors, lambda: recipe.evaluate(tensors), retire=recipe.retire, keep=keep
+            recipe.key,
+            recipe.paths,
+            tensors,
+            lambda: recipe.evaluate(tensors),
+            count=len(recipe.roots),
+            retire=recipe.retire,
+            keep=keep,
         )
 
     def _others(self, leaf: Tensor, key: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """Keys of results for other contents of the same weights."""
-        known = self._of_leaf.get(id(leaf), ())
+        """Keys of results for other contents of the same weights, over this leaf's storage."""
+        known = self._of_storage.get(leaf.untyped_storage()._cdata, ())
         return [k for k in known if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)]
 
     def _watch(self, leaf: Tensor, key: tuple[Any, ...]) -> None:
-        if id(leaf) not in self._of_leaf:
-            self._of_leaf[id(leaf)] = set()
-            weakref.finalize(leaf, self._forget, id(leaf))
+        storage = leaf.untyped_storage()
+        if storage._cdata not in self._of_storage:
+            self._of_storage[storage._cdata] = set()
+            weakref.finalize(storage, self._forget, storage._cdata).atexit = False
         # Results for an older content of the same weight will not be asked for again.
         for other in self._others(leaf, key):
             self._entries.pop(other, None)
-            self._of_leaf[id(leaf)].discard(other)
-        self._of_leaf[id(leaf)].add(key)
+            self._of_storage[storage._cdata].discard(other)
+        self._of_storage[storage._cdata].add(key)
 
-    def _forget(self, leaf: int) -> None:
+    def _forget(self, storage: int) -> None:
         with self._lock:
-            for key in self._of_leaf.pop(leaf, ()):
+            for key in self._of_storage.pop(storage, ()):
                 self._entries.pop(key, None)
 
     def drop(self, recipe: Recipe, leaves: Sequence[Constant]) -> None:
@@ -174,6 +187,7 @@ class Store:
         """Forget every result that can be made again, and which folders could not be written to."""
         reset()
         with self._lock:
+            self._kept.clear()
             for key in [key for key, entry in self._entries.items() if not entry.leaves.released]:
                 del self._entries[key]
 
