@@ -86,6 +86,13 @@ class PassOrderError(QCompileError, AssertionError):
         super().__init__(f"pass {name!r} needs {', '.join(sorted(missing))}, which no earlier pass gives")
 
 
+class GeneratedCodeError(AssertionError):
+    """Code that was written for a graph reads names it has not set; the graph is compiled without that code."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(f"the code written for this graph reads what it has not set: {', '.join(names)}")
+
+
 TRAINING_WARNING = (
     "qcompile: gradients are needed here, so this graph goes to Inductor unchanged and keeps its dense arithmetic. "
     "For inference call the model under torch.no_grad() or torch.inference_mode()."

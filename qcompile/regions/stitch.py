@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
+from qcompile.errors import GeneratedCodeError
+from qcompile.regions.defined import undefined
 from qcompile.regions.segments import Plan
 from qcompile.runner import Runner
 from qcompile.watch import Watch
@@ -43,7 +45,7 @@ class _Weights:
     def __init__(self, plan: Plan, regions: Sequence[Compiled]) -> None:
         self.readers: list[tuple[Runner, list[fx.Node]]] = []
         for part, region in zip(plan.parts, regions, strict=True):
-            if region.runner is not None:
+            if region.runner is not None and region.runner.positions:
                 self.readers.append((region.runner, [part.inputs[place] for place in region.runner.positions]))
         self.nodes = list(dict.fromkeys(node for _, nodes in self.readers for node in nodes))
         self.ready: dict[tuple[int, ...], _Ready] = {}
@@ -83,11 +85,15 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
     numbers = [unique.index(region) for region in regions]
     careful = [Step(f"region_{number}") for number in numbers]
     quick = [
-        step if region.runner is None else Step(f"code_{number}", region.runner.kept)
+        step
+        if region.runner is None
+        else Step(f"code_{number}", region.runner.kept, packs=bool(region.runner.positions))
         for step, number, region in zip(careful, numbers, regions, strict=True)
     ]
     text = source("careful", placeholders, plan, outputs, careful)
     text += source("call", placeholders, plan, outputs, quick, weights.nodes)
+    if missing := undefined(text, names):
+        raise GeneratedCodeError(missing)
     exec(compile(text, "<regions>", "exec"), names)  # our own text, straight calls
     call: Callable[..., Any] = names["call"]
     return call
@@ -95,10 +101,12 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How one part is called: the function's name, and the numbers of the inputs it takes before what was packed (None: all)."""
+    """How one part is called: the function's name, the numbers of the inputs it takes (None: all), and whether it packed weights,
+    which come behind those inputs."""
 
     name: str
     kept: tuple[int, ...] | None = None
+    packs: bool = False
 
 
 def source(
@@ -135,7 +143,7 @@ def source(
         names.update({node: f"v{len(names) + index}" for index, node in enumerate(part.outputs)})
         taken = part.inputs if step.kept is None else [part.inputs[place] for place in step.kept]
         box = [names[node] for node in taken]
-        if step.kept is not None:
+        if step.packs:
             box.append(f"*found.packed[{packed}]")
             packed += 1
         lines.append(f"    box = [{', '.join(box)}]")
