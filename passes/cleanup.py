@@ -1,4 +1,4 @@
-"""Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every node has a fake value."""
+"""Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every result has a fake value."""
 
 from torch import fx
 
@@ -20,7 +20,11 @@ def holds(state: State) -> list[str]:
 
 
 def _lacks_value(node: fx.Node) -> bool:
-    return node.op == "call_function" and "val" not in node.meta and not getattr(node.target, "__name__", "").endswith("copy_")
+    """Whether there is a result to describe, and nothing does; an assertion about a size, say, has none."""
+    if node.op != "call_function" or "val" in node.meta or getattr(node.target, "__name__", "").endswith("copy_"):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return bool(node.users) if schema is None else bool(schema.returns)
 
 
 PASS = Pass(name="cleanup", apply=apply, needs=frozenset({"lowered"}), gives=frozenset({"clean"}), holds=holds)

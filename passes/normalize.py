@@ -5,10 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
-from qcompile.graph import aten, constant_nodes, is_call, leaves_of, value
+from qcompile.graph import aten, constant_nodes, is_call, leaves_of, same_sizes, value
 from qcompile.pipeline import Pass, State
 from qcompile.products import low_bit_leaves
 
@@ -168,9 +167,8 @@ def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
 
 
 def _same_shape(left: Any, right: Any) -> bool:
-    """Whether two values have the same shape whatever the symbolic sizes are; asking adds no guard."""
-    first, second = value(left).shape, value(right).shape
-    return len(first) == len(second) and all(statically_known_true(a == b) for a, b in zip(first, second, strict=True))
+    """Whether two values have the same shape whatever the symbolic sizes are."""
+    return same_sizes(value(left).shape, value(right).shape)
 
 
 def _repeats(weight: Any) -> bool:
@@ -178,7 +176,7 @@ def _repeats(weight: Any) -> bool:
     if not is_call(weight, aten.expand.default):
         return False
     source, shape = value(weight.args[0]), value(weight).shape
-    return bool(source.shape[-2:] == shape[-2:] and (source.dim() == 2 or source.shape[0] == 1))
+    return bool(same_sizes(source.shape[-2:], shape[-2:]) and (source.dim() == 2 or source.shape[0] == 1))
 
 
 PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}))

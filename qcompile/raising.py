@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.activations import Rounded
 from qcompile.cones import Reading
 from qcompile.emit import Emitter
-from qcompile.graph import aten, is_call, prims, value
+from qcompile.graph import aten, is_call, prims, same_sizes, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.products import CASTS, VIEWS, Product
@@ -85,7 +85,7 @@ def _bias(graph: fx.Graph, emit: Emitter, product: Product) -> fx.Node | None:
 
 def _shaped_like(graph: fx.Graph, x: fx.Node, like: fx.Node) -> fx.Node:
     """x seen with the shape of `like`, which has as many elements and the same K last."""
-    if value(x).shape == value(like).shape:
+    if same_sizes(value(x).shape, value(like).shape):
         return x
     shape = [-1, value(like).shape[-1]] if len(value(like).shape) == 2 else list(value(like).shape)
     view = graph.call_function(aten.reshape.default, (x, shape))

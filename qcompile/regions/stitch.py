@@ -85,9 +85,7 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
     numbers = [unique.index(region) for region in regions]
     careful = [Step(f"region_{number}") for number in numbers]
     quick = [
-        step
-        if region.runner is None
-        else Step(f"code_{number}", region.runner.kept, packs=bool(region.runner.positions))
+        step if region.runner is None else Step(f"code_{number}", region.runner.kept, packs=bool(region.runner.positions))
         for step, number, region in zip(careful, numbers, regions, strict=True)
     ]
     text = source("careful", placeholders, plan, outputs, careful)
