@@ -1,7 +1,6 @@
 """Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every result has a fake value."""
 
-from torch import fx
-
+from qcompile.graph import lacks_value
 from qcompile.pipeline import Pass, State
 
 
@@ -16,15 +15,7 @@ def apply(state: State) -> None:
 
 
 def holds(state: State) -> list[str]:
-    return [f"{node.name} has no fake value" for node in state.graph.nodes if _lacks_value(node)]
-
-
-def _lacks_value(node: fx.Node) -> bool:
-    """Whether there is a result to describe, and nothing does; an assertion about a size, say, has none."""
-    if node.op != "call_function" or "val" in node.meta or getattr(node.target, "__name__", "").endswith("copy_"):
-        return False
-    schema = getattr(node.target, "_schema", None)
-    return bool(node.users) if schema is None else bool(schema.returns)
+    return [f"{node.name} has no fake value" for node in state.graph.nodes if lacks_value(node)]
 
 
 PASS = Pass(name="cleanup", apply=apply, needs=frozenset({"lowered"}), gives=frozenset({"clean"}), holds=holds)

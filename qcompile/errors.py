@@ -4,6 +4,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def brief(error: BaseException) -> str:
+    """`KindOfError: first line`; some errors of torch go on with the whole graph."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 class QCompileError(Exception):
     """Base of all errors that qcompile raises on purpose."""
 

@@ -76,6 +76,14 @@ def is_pure(node: fx.Node) -> bool:
     return target is operator.getitem
 
 
+def lacks_value(node: fx.Node) -> bool:
+    """Whether the node has a result and nothing says what it looks like; an assertion about a size, say, has no result."""
+    if node.op != "call_function" or "val" in node.meta or getattr(node.target, "__name__", "").endswith("copy_"):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return bool(node.users) if schema is None else bool(schema.returns)
+
+
 def literal(node: fx.Node) -> Any:
     """The tensor that the traced code spelled out (torch.tensor([0, 4, 8]) in a forward), from its get_attr node."""
     if "literal" not in node.meta:

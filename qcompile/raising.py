@@ -1,4 +1,4 @@
-"""Builds the canonical call of a recognized product and puts it in the product's place."""
+"""Builds the canonical call of a recognized product, behind the product."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from qcompile.products import CASTS, VIEWS, Product
 def raise_product(
     graph: fx.Graph, emit: Emitter, product: Product, reading: Reading, rounded: Rounded | None
 ) -> tuple[fx.Node, fx.Node]:
-    """(canonical call, node that now stands for product.end). The old chain stays in the graph without users."""
+    """(canonical call, node that may stand for product.end). Only adds nodes: the product's own chain keeps its users."""
     proposal = reading.proposal
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     with graph.inserting_before(product.end.next):
@@ -39,9 +39,7 @@ def raise_product(
             (x, codes, scales, zeros, perm, bias, act_scale, act_zero, proposal.group, proposal.codebook, quant.spec),
         )
         node.meta = dict(product.node.meta)
-        result = _replay(graph, product, node)
-    product.end.replace_all_uses_with(result)
-    return node, result
+        return node, _replay(graph, product, node)
 
 
 def _scaled(divides: list[bool]) -> Any:
