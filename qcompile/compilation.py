@@ -27,6 +27,7 @@ from qcompile.release import releasable
 from qcompile.report import SiteReport, record
 from qcompile.rewrite import rewrite
 from qcompile.runner import Packed, Runner
+from qcompile.wrapper import Duties, duties
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Compilation:
         self.writes: list[int] = []
         self.folded: list[int] = []
         self.by_value = False
-        self.direct = False  # AOTAutograd does nothing around this graph
+        self.duties: Duties | None = None  # what a caller does in the place of AOTAutograd's wrapper, None if that has to stay
         self.made: Callable[[list[Any]], Any] | None = None
         self.call: Callable[[list[Any]], Any] = _unfinished
         self._descriptions: list[Any] = []  # of the constants that something was folded from
@@ -73,6 +74,11 @@ class Compilation:
         self._look_around(gm)
         self.made = self._compile(gm, list(inputs), kwargs)
         return self.made
+
+    @property
+    def direct(self) -> bool:
+        """Whether AOTAutograd's wrapper may be left out."""
+        return self.duties is not None
 
     @property
     def runner(self) -> Runner | None:
@@ -114,18 +120,17 @@ class Compilation:
         given = len(list(self.gm.graph.find_nodes(op="placeholder")))
         if self.writes and len(meta.input_info) != given:  # inputs were merged: any may be meant
             self.writes = list(range(given))
-        graph_inputs = [number_of(node.meta.get("desc")) for node in gm.graph.find_nodes(op="placeholder")]
+        placeholders = list(gm.graph.find_nodes(op="placeholder"))
+        graph_inputs = [number_of(node.meta.get("desc")) for node in placeholders]
+        plain = all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in placeholders)
         outputs = next(iter(gm.graph.find_nodes(op="output"))).args[0]
-        self.direct = (
-            graph_inputs == list(range(len(meta.input_info)))
-            and all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in gm.graph.find_nodes(op="placeholder"))
-            and len(outputs) == len(meta.output_info)
-            and meta.num_mutated_inp_runtime_indices == 0
-            and meta.num_outputs_aliased == 0
-            and meta.num_intermediate_bases == 0
-            and not meta.tokens
-            and not torch._C._is_any_autocast_enabled()
-        )
+        if not plain or graph_inputs != list(range(len(meta.input_info))) or len(outputs) != len(meta.output_info):
+            return
+        found = duties(meta)
+        if isinstance(found, str):
+            log.debug("graph %d: AOTAutograd's wrapper stays: %s", self.number, found)
+        else:
+            self.duties = found
 
     def _compile(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
         pristine_gm = fx.GraphModule(gm, copy.deepcopy(gm.graph))
