@@ -141,4 +141,4 @@ def holds(state: State) -> list[str]:
     ]
 
 
-PASS = Pass(name="attention", apply=apply, needs=frozenset({"normal"}), gives=frozenset({"attention"}), holds=holds)
+PASS = Pass(name="attention", apply=apply, needs=frozenset({"normal"}), gives=frozenset({"attention"}), holds=holds, optional=True)

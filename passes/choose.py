@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from qcompile.errors import UnservedError
+from qcompile.errors import UnservedError, brief
 from qcompile.graph import is_released, value
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.meaning import Verdict
@@ -45,21 +45,40 @@ def apply(state: State) -> None:
     times = times_for(state.options, state.platform)
     decided: list[GraphSite] = []
     for site in state.sites:
-        _decide(state, site, verified, times)
+        _decided(state, site, verified, times)
         if site.kernel is None and site.parts:
             decided.extend(unfuse(site))
             for part in site.parts:
-                _decide(state, part, verified, times)
+                _decided(state, part, verified, times)
         else:
             decided.append(site)
     state.sites = decided
-    _say_where_dense_wins(state, times)
+    try:
+        _say_where_dense_wins(state, times)
+    except Exception:  # only a remark
+        log.debug("comparing with dense products", exc_info=True)
+    ask_for_all(state)
+
+
+def ask_for_all(state: State) -> None:
+    """UnservedError if option fallback asks that every quantized linear has a kernel, and one has none."""
     unserved = [site.report for site in state.sites if site.kernel is None]
     if state.options.fallback == "error" and (unserved or state.declined):
         lines = [f"{row.module}: {row.declined}" for row in state.declined]
         for row in unserved:
             lines += [f"{row.module}: {name}: {reason}" for name, why in row.reasons.items() for reason in why]
         raise UnservedError(lines)
+
+
+def _decided(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> None:
+    """Decide about one site; if that fails it has no kernel, and all others theirs."""
+    try:
+        _decide(state, site, verified, times)
+    except Exception as error:
+        log.debug("deciding about %s", site.report.module, exc_info=True)
+        site.kernel, site.few_rows = None, 0
+        reasons = {name: (f"no decision could be made: {brief(error)}",) for name in kernels()}
+        site.report = replace(site.report, kernel=None, sqnr_db=None, reasons=reasons, fallback=state.options.fallback)
 
 
 def _decide(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> None:
@@ -137,7 +156,7 @@ def _reasons(kernel: Kernel, site: Site, where: Platform) -> Reasons:
         return kernel.reasons(site, where)
     except Exception as error:  # one target's bug must not take the others with it
         log.debug("asking %s", kernel.name, exc_info=True)
-        return (f"could not be asked: {type(error).__name__}: {error}",)
+        return (f"could not be asked: {brief(error)}",)
 
 
 def _options_against(kernel: Kernel, options: Options) -> Reasons:
@@ -159,7 +178,7 @@ def _verified(state: State, site: GraphSite, kernel: Kernel, verified: dict[Any,
         recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants, shelf)
     except Exception as error:  # as above
         log.debug("tracing the packing of %s", kernel.name, exc_info=True)
-        result: Verdict = (f"its packing cannot be traced: {type(error).__name__}: {error}", None)
+        result: Verdict = (f"its packing cannot be traced: {brief(error)}", None)
     else:
         leaves = recipe.pick(state.constants)
         identity = (*key, recipe.key, *(leaf.identity for leaf in leaves))
@@ -187,7 +206,7 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict])
             verified[key] = verify_rewrite(site, state.constants), None
         except Exception as error:  # a graph that cannot be run on a probe is not proven
             log.debug("proving %s", site.report.module, exc_info=True)
-            verified[key] = f"the rewrite could not be proven: {type(error).__name__}: {error}", None
+            verified[key] = f"the rewrite could not be proven: {brief(error)}", None
     return verified[key][0]
 
 

@@ -1,7 +1,6 @@
-"""Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every node has a fake value."""
+"""Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every result has a fake value."""
 
-from torch import fx
-
+from qcompile.graph import lacks_value
 from qcompile.pipeline import Pass, State
 
 
@@ -16,11 +15,7 @@ def apply(state: State) -> None:
 
 
 def holds(state: State) -> list[str]:
-    return [f"{node.name} has no fake value" for node in state.graph.nodes if _lacks_value(node)]
-
-
-def _lacks_value(node: fx.Node) -> bool:
-    return node.op == "call_function" and "val" not in node.meta and not getattr(node.target, "__name__", "").endswith("copy_")
+    return [f"{node.name} has no fake value" for node in state.graph.nodes if lacks_value(node)]
 
 
 PASS = Pass(name="cleanup", apply=apply, needs=frozenset({"lowered"}), gives=frozenset({"clean"}), holds=holds)

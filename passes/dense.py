@@ -154,4 +154,4 @@ def holds(state: State) -> list[str]:
     return [f"{row.module} has neither kernel nor reason" for row in rows if row.kernel is None and not any(row.reasons.values())]
 
 
-PASS = Pass(name="dense", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"dense"}), holds=holds)
+PASS = Pass(name="dense", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"dense"}), holds=holds, optional=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from qcompile.errors import brief
 from qcompile.graph import value
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
@@ -26,14 +27,31 @@ def _folded(state: State, site: GraphSite, made: dict[int, fx.Node]) -> tuple[Gr
     try:
         fold_site(state, site, made)
     except Exception as error:  # out of memory, a library's refusal, a released weight
-        if site.kernel is None:
-            raise
         log.debug("folding %s", site.report.module, exc_info=True)
-        parts = without_kernel(site, f"packing failed: {type(error).__name__}: {error}")
-        for part in parts:
-            fold_site(state, part, made)
-        return parts
+        if site.kernel is not None:
+            return unserved(state, site, f"packing failed: {brief(error)}", made)
+        _leave_packed(site, error)
     return (site,)
+
+
+def unserved(state: State, site: GraphSite, reason: str, made: dict[int, fx.Node]) -> tuple[GraphSite, ...]:
+    """The site (or the parts of a fused one) without its kernel, for this reason, and with what it then reads folded."""
+    parts = without_kernel(site, reason)
+    for part in parts:
+        try:
+            fold_site(state, part, made)
+        except Exception as error:  # as above
+            log.debug("folding the dense weight of %s", part.report.module, exc_info=True)
+            _leave_packed(part, error)
+    return parts
+
+
+def _leave_packed(site: GraphSite, error: Exception) -> None:
+    """The site stays as the user wrote it, although a dense weight was asked for."""
+    note = f"its dense weight could not be made: {brief(error)}"
+    known = site.report
+    note = f"{known.note}; {note}" if known.note else note
+    site.report = replace(known, fallback="packed", bytes_after=known.bytes_before, note=note)
 
 
 def fold_site(state: State, site: GraphSite, made: dict[int, fx.Node]) -> None:

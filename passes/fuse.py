@@ -1,5 +1,6 @@
 """Afterwards linears of one kind that read the same input (q/k/v, gate/up) are one site, computed by one call and cut apart."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.change import Change
+from qcompile.errors import brief
 from qcompile.graph import aten, subgraph, value
 from qcompile.ops import quantized_linear
 from qcompile.packing import operand_nodes
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.products import through_views
+
+log = logging.getLogger(__name__)
 
 
 def apply(state: State) -> None:
@@ -19,14 +24,27 @@ def apply(state: State) -> None:
     groups: dict[tuple[Any, ...], list[GraphSite]] = {}
     for site in state.sites:
         groups.setdefault(_kind(site), []).append(site)
-    state.sites = [_fused(state, group) if len(group) > 1 else group[0] for group in groups.values()]
+    state.sites = [site for group in groups.values() for site in _joined_or_apart(state, group)]
+
+
+def _joined_or_apart(state: State, group: list[GraphSite]) -> list[GraphSite]:
+    if len(group) == 1:
+        return group
+    try:
+        return [_fused(state, group)]
+    except Exception as error:  # each of them can be served alone
+        log.debug("joining %d linears", len(group), exc_info=True)
+        for site in group:
+            site.apart = f"not joined with the other linears on its input: {brief(error)}"
+            site.report = replace(site.report, note=site.apart)
+        return group
 
 
 def _kind(site: GraphSite) -> tuple[Any, ...]:
     """Equal for sites that one call can compute: same input, same meaning but for N. Act-order sites gather x differently."""
     x, *_ = site.node.args
     assert isinstance(x, fx.Node)
-    if site.site.act_order:
+    if site.site.act_order or site.apart:
         return (id(site),)
     operands = operand_nodes(site)
     return (
@@ -39,33 +57,39 @@ def _kind(site: GraphSite) -> tuple[Any, ...]:
 
 
 def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
+    """One site for all parts. Its call stands where the first of theirs does, before whatever reads one of the results."""
     graph, first = state.graph, parts[0]
-    x = first.node.args[0]
+    place = min(part.node for part in parts)
+    x = place.args[0]
     assert isinstance(x, fx.Node)
     operands = [operand_nodes(part) for part in parts]
-    inputs = set(graph.find_nodes(op="placeholder"))
-    constants: list[Any] = [node for each in operands for node in each if node is not None]
-    for node in subgraph(constants, inputs):  # operands of later parts stand behind the first one
-        first.node.prepend(node)
+    _move_before(place, [node for each in operands for node in each if node is not None])
     sizes = [part.site.n for part in parts]
-    with graph.inserting_before(first.node):
-        whole = [_joined(state, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
-        codes, scales, zeros, bias = whole
-        act = (operands[0].act_scale, operands[0].act_zero)
-        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, None, bias, *act, *first.node.args[8:]))
-        node.meta = {**first.node.meta, "val": _wide(value(first.node), sum(sizes))}
-        cuts = list(_cut(graph, node, sizes))
+    with Change(graph) as change:
+        with graph.inserting_before(place):
+            whole = [_joined(state, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
+            codes, scales, zeros, bias = whole
+            act = (operands[0].act_scale, operands[0].act_zero)
+            node = graph.call_function(quantized_linear, (x, codes, scales, zeros, None, bias, *act, *first.node.args[8:]))
+            node.meta = {**first.node.meta, "val": _wide(value(first.node), sum(sizes))}
+            cuts = list(_cut(graph, node, sizes))
+        for part, cut in zip(parts, cuts, strict=True):
+            cut.meta = {**part.node.meta, "val": value(cut)}
+            change.replace(part.node, cut)
+        joined = _site_of(parts, node, cuts)
+    names = ", ".join(part.report.module.rpartition(".")[2] for part in parts)
     for part, cut in zip(parts, cuts, strict=True):
-        cut.meta = {**part.node.meta, "val": value(cut)}
-        part.node.replace_all_uses_with(cut)
+        part.report = replace(part.report, note=f"one call for {names}")
         if part.result is part.node:
             part.result = cut
+    return joined
+
+
+def _site_of(parts: list[GraphSite], node: fx.Node, cuts: list[fx.Node]) -> GraphSite:
+    first = parts[0]
     lows = [part.site.zero_range[0] for part in parts]
     highs = [part.site.zero_range[1] for part in parts]
-    site = replace(first.site, n=sum(sizes), zero_range=(min(lows), max(highs)))
-    names = ", ".join(part.report.module.rpartition(".")[2] for part in parts)
-    for part in parts:
-        part.report = replace(part.report, note=f"one call for {names}")
+    site = replace(first.site, n=sum(part.site.n for part in parts), zero_range=(min(lows), max(highs)))
     report = replace(first.report, n=site.n, bytes_before=sum(part.report.bytes_before for part in parts))
     return GraphSite(
         node,
@@ -80,6 +104,15 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
         parts=tuple(parts),
         cuts=tuple(cuts),
     )
+
+
+def _move_before(place: fx.Node, constants: list[Any]) -> None:
+    """Move what constants are computed from to before `place`, where it is not already.
+
+    What already stands there stays: it may have other readers in between.
+    """
+    for node in subgraph(constants, set(), lambda node: node < place):
+        place.prepend(node)
 
 
 def _joined(state: State, nodes: list[Any]) -> fx.Node | None:
@@ -140,4 +173,11 @@ def holds(state: State) -> list[str]:
     ]
 
 
-PASS = Pass(name="fuse", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"canonical", "fused"}), holds=holds)
+PASS = Pass(
+    name="fuse",
+    apply=apply,
+    needs=frozenset({"canonical"}),
+    gives=frozenset({"canonical", "fused"}),
+    holds=holds,
+    optional=True,
+)

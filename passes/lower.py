@@ -4,11 +4,13 @@ import logging
 
 from torch import fx
 
+from qcompile.change import Change
+from qcompile.errors import brief
 from qcompile.graph import live_nodes
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall
-from qcompile.passes.fold import fold_site
-from qcompile.passes.fuse import without_kernel
+from qcompile.passes.choose import ask_for_all
+from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 def apply(state: State) -> None:
     """Copy the operators of each kind of call to every site of that kind; a site whose call cannot be traced has no kernel."""
     state.sites = [after for site in state.sites for after in _lowered(state, site)]
+    ask_for_all(state)  # packing may have failed since the decision
     for site in state.sites:
         if site.kernel is None:
             site.result.replace_all_uses_with(site.original)
@@ -29,10 +32,7 @@ def _lowered(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
         _lower(state, site)
     except Exception as error:  # a kernel's bug must not stop the user's model
         log.debug("lowering %s", site.report.module, exc_info=True)
-        parts = without_kernel(site, f"its call cannot be traced: {type(error).__name__}: {error}")
-        for part in parts:
-            fold_site(state, part, {})
-        return parts
+        return unserved(state, site, f"its call cannot be traced: {brief(error)}", {})
     return (site,)
 
 
@@ -40,13 +40,11 @@ def _lower(state: State, site: GraphSite) -> None:
     call = site.node.target
     assert isinstance(call, KernelCall)
     arguments = [node for node in site.node.args if isinstance(node, fx.Node)]
-    with state.graph.inserting_before(site.node):
-        result = state.emit(state.graph, call, arguments, call.key)
-    site.node.replace_all_uses_with(result)
-    if site.result is site.node:
-        site.result = result
-    state.graph.erase_node(site.node)
-    site.node = result
+    with Change(state.graph) as change:
+        with state.graph.inserting_before(site.node):
+            result = state.emit(state.graph, call, arguments, call.key)
+        change.replace(site.node, result, erase=True)
+    site.moved(result)
 
 
 def holds(state: State) -> list[str]:

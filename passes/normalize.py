@@ -1,16 +1,20 @@
 """Afterwards a matrix product with a constant weight has one spelling: mm, addmm or linear with the weight on the right."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
-from qcompile.graph import aten, constant_nodes, is_call, leaves_of, value
+from qcompile.change import Change
+from qcompile.errors import brief
+from qcompile.graph import aten, constant_nodes, is_call, leaves_of, same_sizes, value
 from qcompile.pipeline import Pass, State
 from qcompile.products import low_bit_leaves
+
+log = logging.getLogger(__name__)
 
 _COPIES = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
 
@@ -26,14 +30,23 @@ def apply(state: State) -> None:
     for node in list(state.graph.nodes):
         if node in known:
             continue
-        rewritten = _rewrite(node, constant)
-        if rewritten is None:
-            continue
+        try:
+            _respell(state, node, constant)
+        except Exception as error:  # an odd product costs itself, not the others
+            log.debug("product %s could not be written as one", node.name, exc_info=True)
+            if not constant.isdisjoint(node.all_input_nodes):
+                state.unread[node] = f"its product could not be written in the common form: {brief(error)}"
+
+
+def _respell(state: State, node: fx.Node, constant: set[fx.Node]) -> None:
+    rewritten = _rewrite(node, constant)
+    if rewritten is None:
+        return
+    with Change(state.graph) as change:
         with state.graph.inserting_before(node):
             result = rewritten(_Emit(state.graph, value(node)))
         result.meta = {**node.meta, "val": value(result)}
-        node.replace_all_uses_with(result)
-        state.graph.erase_node(node)
+        change.replace(node, result, erase=True)
 
 
 def _is_nothing(node: fx.Node) -> bool:
@@ -168,9 +181,8 @@ def _one_matrix(weight: Any) -> Callable[[_Emit], fx.Node] | None:
 
 
 def _same_shape(left: Any, right: Any) -> bool:
-    """Whether two values have the same shape whatever the symbolic sizes are; asking adds no guard."""
-    first, second = value(left).shape, value(right).shape
-    return len(first) == len(second) and all(statically_known_true(a == b) for a, b in zip(first, second, strict=True))
+    """Whether two values have the same shape whatever the symbolic sizes are."""
+    return same_sizes(value(left).shape, value(right).shape)
 
 
 def _repeats(weight: Any) -> bool:
@@ -178,7 +190,7 @@ def _repeats(weight: Any) -> bool:
     if not is_call(weight, aten.expand.default):
         return False
     source, shape = value(weight.args[0]), value(weight).shape
-    return bool(source.shape[-2:] == shape[-2:] and (source.dim() == 2 or source.shape[0] == 1))
+    return bool(same_sizes(source.shape[-2:], shape[-2:]) and (source.dim() == 2 or source.shape[0] == 1))
 
 
-PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}))
+PASS = Pass(name="normalize", apply=apply, needs=frozenset({"constants"}), gives=frozenset({"normal"}), optional=True)

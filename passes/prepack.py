@@ -2,6 +2,8 @@
 
 import logging
 
+from qcompile.change import Change
+from qcompile.errors import brief
 from qcompile.graph import is_call
 from qcompile.ops import quantized_linear
 from qcompile.packing import KernelCall, emit_pack, operand_nodes
@@ -20,20 +22,17 @@ def _prepack(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
     kernel = site.kernel
     if kernel is None:
         return (site,)
-    x = site.node.args[0]
-    with state.graph.inserting_before(site.node):
-        try:
-            packed = emit_pack(state.graph, state.emit, kernel, site.site, operand_nodes(site))
-        except Exception as error:  # a kernel's bug must not stop the user's model
-            log.debug("packing for %s", kernel.name, exc_info=True)
-            return without_kernel(site, f"its packing failed: {type(error).__name__}: {error}")
-        node = state.graph.call_function(KernelCall(kernel, site.site, site.few_rows), (x, *packed))
-    node.meta = dict(site.node.meta)
-    site.node.replace_all_uses_with(node)
-    if site.result is site.node:
-        site.result = node
-    state.graph.erase_node(site.node)
-    site.node = node
+    try:
+        with Change(state.graph) as change:
+            with state.graph.inserting_before(site.node):
+                packed = emit_pack(state.graph, state.emit, kernel, site.site, operand_nodes(site))
+                node = state.graph.call_function(KernelCall(kernel, site.site, site.few_rows), (site.node.args[0], *packed))
+            node.meta = dict(site.node.meta)
+            change.replace(site.node, node, erase=True)
+    except Exception as error:  # a kernel's bug must not stop the user's model
+        log.debug("packing for %s", kernel.name, exc_info=True)
+        return without_kernel(site, f"its packing failed: {brief(error)}")
+    site.moved(node)
     return (site,)
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import fx
 
 from qcompile.activations import Rounded, recognize_activation
+from qcompile.change import Change
 from qcompile.cones import Reader, Reading
-from qcompile.graph import constant_nodes, is_call, leaves_of, value
+from qcompile.errors import brief
+from qcompile.graph import constant_nodes, is_call, leaves_of, subgraph, value
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
@@ -25,15 +27,28 @@ def apply(state: State) -> None:
     constant = constant_nodes(state.graph, state.constants)
     reader = Reader(state.constants)
     for node in list(state.graph.nodes):
+        if node in state.unread:
+            _decline(state, node, _leaf(state, node, constant), state.unread[node])
+            continue
         if not is_call(node, *PRODUCTS):
             continue
         try:
             _look(state, node, constant, reader)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("product %s could not be read", node.name, exc_info=True)
-            weight = _weight_operand(state, node, constant)
-            leaf = next(iter(leaves_of(weight, state.constants)), None) if weight is not None else None
-            _decline(state, node, leaf, f"could not be read: {type(error).__name__}: {error}")
+            if _is_about_low_bit(state, node):
+                _decline(state, node, _leaf(state, node, constant), f"could not be read: {brief(error)}")
+
+
+def _leaf(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
+    """A constant of the product's weight, to name a product that could not be read."""
+    weight = _weight_operand(state, node, constant)
+    return next(iter(leaves_of(weight, state.constants)), None) if weight is not None else None
+
+
+def _is_about_low_bit(state: State, node: fx.Node) -> bool:
+    inputs = {item for item in state.graph.find_nodes(op="placeholder") if low_bit_leaves([item])}
+    return not inputs.isdisjoint(subgraph([node], set(state.constants)) + leaves_of(node, state.constants))
 
 
 def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -> None:
@@ -95,7 +110,22 @@ def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
 
 def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | None) -> None:
     recheck = Recheck.of(product, reading, rounded, state.constants)
-    node, result = raise_product(state.graph, state.emit, product, reading, rounded)
+    with Change(state.graph) as change:
+        node, result = raise_product(state.graph, state.emit, product, reading, rounded)
+        found = _site(state, product, reading, rounded, (node, result), recheck)
+        change.replace(product.end, result)
+    state.sites.append(found)
+
+
+def _site(
+    state: State,
+    product: Product,
+    reading: Reading,
+    rounded: Rounded | None,
+    made: tuple[fx.Node, fx.Node],
+    recheck: Recheck,
+) -> GraphSite:
+    """made: the canonical call and what stands for the linear's result."""
     proposal = reading.proposal
     leaves = leaves_of(product.weight, state.constants)
     tensors = [state.constants[leaf].tensor for leaf in leaves]
@@ -132,7 +162,7 @@ def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | 
         bytes_before=sum(tensor.nbytes for tensor in tensors),
         identity=id(tensors[leaves.index(low)]),
     )
-    state.sites.append(GraphSite(node, result, product.end, product.weight, tuple(leaves), proposal, site, row, recheck))
+    return GraphSite(*made, product.end, product.weight, tuple(leaves), proposal, site, row, recheck)
 
 
 def holds(state: State) -> list[str]:

@@ -16,16 +16,18 @@ from qcompile import decompositions, head_start
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
-from qcompile.errors import QCompileError
+from qcompile.errors import QCompileError, brief
 from qcompile.graph import Constant, hint, value
 from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
-from qcompile.pipeline import State, check_equality, run
+from qcompile.pipeline import State
 from qcompile.platform import platform
 from qcompile.release import releasable
 from qcompile.report import SiteReport, record
+from qcompile.rewrite import rewrite
 from qcompile.runner import Packed, Runner
+from qcompile.wrapper import Duties, duties
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Compilation:
         self.writes: list[int] = []
         self.folded: list[int] = []
         self.by_value = False
-        self.direct = False  # AOTAutograd does nothing around this graph
+        self.duties: Duties | None = None  # what a caller does in the place of AOTAutograd's wrapper, None if that has to stay
         self.made: Callable[[list[Any]], Any] | None = None
         self.call: Callable[[list[Any]], Any] = _unfinished
         self._descriptions: list[Any] = []  # of the constants that something was folded from
@@ -72,6 +74,11 @@ class Compilation:
         self._look_around(gm)
         self.made = self._compile(gm, list(inputs), kwargs)
         return self.made
+
+    @property
+    def direct(self) -> bool:
+        """Whether AOTAutograd's wrapper may be left out."""
+        return self.duties is not None
 
     @property
     def runner(self) -> Runner | None:
@@ -95,7 +102,7 @@ class Compilation:
                 return self._packer.adopt(leaves)
             except Exception as error:  # it gets code of its own, where the report tells what is wrong
                 log.debug("adopting %s", leaves[0].path, exc_info=True)
-                return f"{leaves[0].path}: {type(error).__name__}: {error}"
+                return f"{leaves[0].path if leaves else 'a layer'}: {brief(error)}"
 
     def settle(self, given: Mapping[int, Constant]) -> None:
         """From now on nothing else will read the raw weights this was compiled with: they may be released."""
@@ -113,54 +120,61 @@ class Compilation:
         given = len(list(self.gm.graph.find_nodes(op="placeholder")))
         if self.writes and len(meta.input_info) != given:  # inputs were merged: any may be meant
             self.writes = list(range(given))
-        graph_inputs = [number_of(node.meta.get("desc")) for node in gm.graph.find_nodes(op="placeholder")]
+        placeholders = list(gm.graph.find_nodes(op="placeholder"))
+        graph_inputs = [number_of(node.meta.get("desc")) for node in placeholders]
+        plain = all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in placeholders)
         outputs = next(iter(gm.graph.find_nodes(op="output"))).args[0]
-        self.direct = (
-            graph_inputs == list(range(len(meta.input_info)))
-            and all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in gm.graph.find_nodes(op="placeholder"))
-            and len(outputs) == len(meta.output_info)
-            and meta.num_mutated_inp_runtime_indices == 0
-            and meta.num_outputs_aliased == 0
-            and meta.num_intermediate_bases == 0
-            and not meta.tokens
-            and not torch._C._is_any_autocast_enabled()
-        )
+        if not plain or graph_inputs != list(range(len(meta.input_info))) or len(outputs) != len(meta.output_info):
+            return
+        found = duties(meta)
+        if isinstance(found, str):
+            log.debug("graph %d: AOTAutograd's wrapper stays: %s", self.number, found)
+        else:
+            self.duties = found
 
     def _compile(self, gm: fx.GraphModule, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
-        pristine = copy.deepcopy(gm.graph)
-        pristine_gm = fx.GraphModule(gm, pristine)
-        placeholders = list(gm.graph.find_nodes(op="placeholder"))
-        position = {node: index for index, node in enumerate(placeholders)}
-        state = State(gm, self.options, platform(self.options.platform), paths=aot_constants(gm.graph, self.gm, self.outer))
-        state.fuel = self.options.fuel
-        state.verified = self.verified
-        state.emit = Emitter({} if self._is_eager(kwargs) else decompositions.for_inductor())
+        pristine_gm = fx.GraphModule(gm, copy.deepcopy(gm.graph))
+        position: dict[fx.Node, int] = {}
+        state: State | None = None
+
+        def start(fresh: fx.GraphModule) -> State:
+            nonlocal state
+            position.update((node, index) for index, node in enumerate(fresh.graph.find_nodes(op="placeholder")))
+            state = State(
+                fresh, self.options, platform(self.options.platform), paths=aot_constants(fresh.graph, self.gm, self.outer)
+            )
+            state.fuel = self.options.fuel
+            state.verified = self.verified
+            state.emit = Emitter({} if self._is_eager(kwargs) else decompositions.for_inductor())
+            return state
+
         try:
             # Tracing is still going on around us: without this, constants' values could not be computed.
             with _disable_current_modes(), torch.no_grad():
-                run(PIPELINE, state, self.dump.observe, check_equality(state) if self.options.check else None)
-            rewritten = bool(state.folded) or any(row.kernel for row in state.others)
-            runner = self._made_runner(state, pristine_gm, position, inputs, kwargs) if rewritten else None
+                done = rewrite(PIPELINE, gm, pristine_gm.graph, start, self.dump.observe)
+            rewritten = bool(done.folded) or any(row.kernel for row in done.others)
+            runner = self._made_runner(done, pristine_gm, position, inputs, kwargs) if rewritten else None
         except QCompileError:
             raise
         except Exception as error:  # ours, so the user's graph is compiled as it came
-            what = f"the graph is compiled unchanged: {type(error).__name__}: {error}"
+            what = f"the graph is compiled unchanged: {brief(error)}"
             log.warning("graph %d: %s", self.number, what)
             log.debug("rewriting failed", exc_info=True)
             self._record([SiteReport(module=f"graph {self.number}", declined=what)], state)
             return self._hand_over(pristine_gm, inputs, kwargs)
-        self._record([*(row for site in state.sites for row in site.rows()), *state.declined, *state.others], state)
-        self.by_value = state.declined_by_value
+        self._record([*(row for site in done.sites for row in site.rows()), *done.declined, *done.others], done)
+        self.by_value = done.declined_by_value
         return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
 
     @staticmethod
     def _is_eager(kwargs: dict[str, Any]) -> bool:
         return not kwargs  # Inductor passes its own arguments, AOTAutograd alone passes none
 
-    def _record(self, decided: Sequence[SiteReport], state: State) -> None:
+    def _record(self, decided: Sequence[SiteReport], state: State | None) -> None:
         self.rows = [replace(row, graph=self.number) for row in decided]
         try:
-            self.dump.decisions(self.rows, state)
+            if state is not None:
+                self.dump.decisions(self.rows, state)
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: its dump could not be written", self.number, exc_info=True)
 

@@ -4,6 +4,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def brief(error: BaseException) -> str:
+    """`KindOfError: first line`; some errors of torch go on with the whole graph."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 class QCompileError(Exception):
     """Base of all errors that qcompile raises on purpose."""
 
@@ -84,6 +90,13 @@ class PassOrderError(QCompileError, AssertionError):
 
     def __init__(self, name: str, missing: Iterable[str]) -> None:
         super().__init__(f"pass {name!r} needs {', '.join(sorted(missing))}, which no earlier pass gives")
+
+
+class GeneratedCodeError(AssertionError):
+    """Code that was written for a graph reads names it has not set; the graph is compiled without that code."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(f"the code written for this graph reads what it has not set: {', '.join(names)}")
 
 
 TRAINING_WARNING = (

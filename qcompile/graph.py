@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.fx.experimental.symbolic_shapes import optimization_hint, statically_known_true
 from torch.fx.node import map_arg
 
 from qcompile.errors import ReleasedWeightError
 
 aten = torch.ops.aten
 prims = torch.ops.prims
+
+# Torch's own guess of a size that depends on data is 8192, which a probe would have to fill.
+_DATA_DEPENDENT = 24
 
 # What counts as a packed or low-bit leaf: the dtypes quantized weights are stored in.
 _LOW_BIT_NAMES = """
@@ -71,6 +74,14 @@ def is_pure(node: fx.Node) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return target is operator.getitem
+
+
+def lacks_value(node: fx.Node) -> bool:
+    """Whether the node has a result and nothing says what it looks like; an assertion about a size, say, has no result."""
+    if node.op != "call_function" or "val" in node.meta or getattr(node.target, "__name__", "").endswith("copy_"):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return bool(node.users) if schema is None else bool(schema.returns)
 
 
 def literal(node: fx.Node) -> Any:
@@ -168,8 +179,17 @@ def run_node(node: fx.Node, load: Any) -> Any:
 
 
 def hint(size: Any) -> Any:
-    """A symbolic size's value in the call that was traced; anything else as it is."""
-    return optimization_hint(size) if isinstance(size, torch.SymInt) else size
+    """A symbolic size's value in the call that was traced; anything else as it is.
+
+    A size that depends on data has none. It counts as one number that many others divide, or as near to it as the graph allows, in
+    all expressions alike.
+    """
+    return optimization_hint(size, fallback=_DATA_DEPENDENT) if isinstance(size, torch.SymInt) else size
+
+
+def same_sizes(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether two shapes are the same whatever the symbolic sizes are; asking adds no guard, and needs no hint."""
+    return len(left) == len(right) and all(statically_known_true(a == b) for a, b in zip(left, right, strict=True))
 
 
 def concrete(item: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.emit import Emitter
-from qcompile.errors import PassOrderError
+from qcompile.errors import PassOrderError, QCompileError
 from qcompile.graph import Constant, evaluate, hint
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Verdict, sqnr_db
@@ -38,6 +38,7 @@ class GraphSite:
     site        what eligibility rules see; kernel: the decision
     few_rows    x of fewer rows runs in the kernel that kernel.few names (0: none does)
     parts, cuts the linears that `fuse` joined into this one, and the slices of its result that stand for theirs
+    apart       why `fuse` could not join it with others, or ""
     """
 
     node: fx.Node
@@ -53,6 +54,13 @@ class GraphSite:
     few_rows: int = 0
     parts: tuple["GraphSite", ...] = ()
     cuts: tuple[fx.Node, ...] = ()
+    apart: str = ""
+
+    def moved(self, node: fx.Node) -> None:
+        """`node` now stands in the graph for the site's call."""
+        if self.result is self.node:
+            self.result = node
+        self.node = node
 
     def rows(self) -> list[SiteReport]:
         """Rows of the report: one, or one for each linear of a fused site."""
@@ -101,6 +109,7 @@ class State:
     others: list[SiteReport] = field(default_factory=list)  # decisions about what is no quantized linear (attention, dense)
     dense: list[str] = field(default_factory=list)  # paths of dense linears, which are left alone
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
+    unread: dict[fx.Node, str] = field(default_factory=dict)  # products that could not be written as one, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
     fuel: int | None = None
     verified: dict[Any, Verdict] = field(default_factory=dict)  # what `choose` proved, for all parts of one graph
@@ -120,13 +129,17 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One job. needs / gives: names of invariants; `holds` lists what is wrong with the ones it gives (empty: nothing)."""
+    """One job. needs / gives: names of invariants; `holds` lists what is wrong with the ones it gives (empty: nothing).
+
+    optional: the graph computes the same without this pass, and all later ones work; so it is left out where it fails.
+    """
 
     name: str
     apply: Callable[[State], None]
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
     holds: Callable[[State], Iterable[str]] = lambda _: ()
+    optional: bool = False
 
 
 def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
@@ -140,7 +153,15 @@ def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
 
 
 class BrokenInvariantError(AssertionError):
-    """A pass did not leave the graph as it promises; the backend then compiles the graph unchanged."""
+    """A pass did not leave the graph as it promises; it is left out, or the backend compiles the graph unchanged."""
+
+
+class PassError(Exception):
+    """`step` failed as a whole, because of `__cause__`; the graph may be anything now."""
+
+    def __init__(self, step: Pass) -> None:
+        super().__init__(f"pass {step.name} failed")
+        self.step = step
 
 
 def run(
@@ -149,17 +170,25 @@ def run(
     observe: Callable[[int, str, str, State], None] = lambda *_: None,
     check_equal: Callable[[State, str], None] | None = None,
 ) -> None:
-    """Run the passes in order; `observe(number, pass, "before" | "after", state)` sees every step."""
+    """Run the passes in order; `observe(number, pass, "before" | "after", state)` sees every step.
+
+    PassError if one of them fails; errors that qcompile raises on purpose come as they are.
+    """
     for number, step in enumerate(passes):
         observe(number, step.name, "before", state)
-        step.apply(state)
-        state.graph.lint()
-        problems = list(step.holds(state))
-        if problems:
-            raise BrokenInvariantError(f"after {step.name}: " + "; ".join(problems))
-        observe(number, step.name, "after", state)
-        if check_equal is not None:
-            check_equal(state, step.name)
+        try:
+            step.apply(state)
+            state.graph.lint()
+            problems = list(step.holds(state))
+            if problems:
+                raise BrokenInvariantError(f"after {step.name}: " + "; ".join(problems))
+            observe(number, step.name, "after", state)
+            if check_equal is not None:
+                check_equal(state, step.name)
+        except QCompileError:
+            raise
+        except Exception as error:
+            raise PassError(step) from error
         log.debug("pass %s: %d nodes, %d sites", step.name, len(state.graph.nodes), len(state.sites))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import LOW_BIT, Constant, aten, is_call, is_pure, prims, value
+from qcompile.graph import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, value
 
 VIEWS = frozenset(
     {
@@ -138,7 +138,7 @@ def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node
         left, right = user.args
         divides = user.target is aten.div.Tensor
         other = right if left is node else left
-        if not isinstance(other, fx.Node) or other not in constant or value(user).shape != value(node).shape:
+        if not isinstance(other, fx.Node) or other not in constant or not same_sizes(value(user).shape, value(node).shape):
             return None
         if (divides and left is not node) or not _along(other, value(node).dim(), axis, n):
             return None
@@ -151,10 +151,10 @@ def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node
 
 def _axis_after_view(before: torch.Size, after: torch.Size, axis: int) -> int | None:
     """Where the axis is after a view, if it survives whole with the same dimensions (up to ones) behind it."""
-    if axis == len(before) - 1 and len(after) and after[-1] == before[-1]:
+    if axis == len(before) - 1 and len(after) and same_sizes(after[-1:], before[-1:]):
         return len(after) - 1
     kept = [size for size in before if not _is_one(size)]
-    if kept == [size for size in after if not _is_one(size)] and not _is_one(before[axis]):
+    if same_sizes(kept, [size for size in after if not _is_one(size)]) and not _is_one(before[axis]):
         place = sum(1 for size in before[:axis] if not _is_one(size))
         return [index for index, size in enumerate(after) if not _is_one(size)][place]
     return None

@@ -1,4 +1,4 @@
-"""Builds the canonical call of a recognized product and puts it in the product's place."""
+"""Builds the canonical call of a recognized product, behind the product."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.activations import Rounded
 from qcompile.cones import Reading
 from qcompile.emit import Emitter
-from qcompile.graph import aten, is_call, prims, value
+from qcompile.graph import aten, is_call, prims, same_sizes, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.products import CASTS, VIEWS, Product
@@ -18,7 +18,7 @@ from qcompile.products import CASTS, VIEWS, Product
 def raise_product(
     graph: fx.Graph, emit: Emitter, product: Product, reading: Reading, rounded: Rounded | None
 ) -> tuple[fx.Node, fx.Node]:
-    """(canonical call, node that now stands for product.end). The old chain stays in the graph without users."""
+    """(canonical call, node that may stand for product.end). Only adds nodes: the product's own chain keeps its users."""
     proposal = reading.proposal
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     with graph.inserting_before(product.end.next):
@@ -39,9 +39,7 @@ def raise_product(
             (x, codes, scales, zeros, perm, bias, act_scale, act_zero, proposal.group, proposal.codebook, quant.spec),
         )
         node.meta = dict(product.node.meta)
-        result = _replay(graph, product, node)
-    product.end.replace_all_uses_with(result)
-    return node, result
+        return node, _replay(graph, product, node)
 
 
 def _scaled(divides: list[bool]) -> Any:
@@ -85,7 +83,7 @@ def _bias(graph: fx.Graph, emit: Emitter, product: Product) -> fx.Node | None:
 
 def _shaped_like(graph: fx.Graph, x: fx.Node, like: fx.Node) -> fx.Node:
     """x seen with the shape of `like`, which has as many elements and the same K last."""
-    if value(x).shape == value(like).shape:
+    if same_sizes(value(x).shape, value(like).shape):
         return x
     shape = [-1, value(like).shape[-1]] if len(value(like).shape) == 2 else list(value(like).shape)
     view = graph.call_function(aten.reshape.default, (x, shape))

@@ -6,22 +6,29 @@ one that leaves it to each part, for weights that a part's packed form does not 
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
-from qcompile.regions.segments import Plan
+from qcompile.errors import GeneratedCodeError
+from qcompile.regions.defined import undefined
+from qcompile.regions.segments import Part, Plan
 from qcompile.runner import Runner
 from qcompile.watch import Watch
+from qcompile.wrapper import Duties, mark_dynamic, without_gradients
 
 Boxed = Callable[[list[Any]], Sequence[Any]]
 
 
 class Compiled(Protocol):
-    """A module's code. call takes a list of its inputs, which it empties; runner: what call is, if it packs and is nothing else."""
+    """A module's code. call takes a list of its inputs, which it empties; runner: what call is, if it packs and is nothing else.
+
+    A region that is called without AOTAutograd's wrapper has `duties`, too: what is then left to do around it.
+    """
 
     @property
     def call(self) -> Boxed: ...
@@ -43,7 +50,7 @@ class _Weights:
     def __init__(self, plan: Plan, regions: Sequence[Compiled]) -> None:
         self.readers: list[tuple[Runner, list[fx.Node]]] = []
         for part, region in zip(plan.parts, regions, strict=True):
-            if region.runner is not None:
+            if region.runner is not None and region.runner.positions:
                 self.readers.append((region.runner, [part.inputs[place] for place in region.runner.positions]))
         self.nodes = list(dict.fromkeys(node for _, nodes in self.readers for node in nodes))
         self.ready: dict[tuple[int, ...], _Ready] = {}
@@ -67,10 +74,39 @@ class _Weights:
         return self.ready[key]
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is left to do around the calls of a whole graph: inputs that are written to, results whose sizes change."""
+
+    written: tuple[fx.Node, ...]
+    dynamic: Mapping[fx.Node, frozenset[int]]
+
+    @staticmethod
+    def of(plan: Plan, regions: Sequence[Compiled]) -> "Around | None":
+        written: dict[fx.Node, None] = {}
+        dynamic: dict[fx.Node, frozenset[int]] = {}
+        todo: list[tuple[Part, Duties | None]] = [
+            (part, getattr(region, "duties", None)) for part, region in zip(plan.parts, regions, strict=True)
+        ]
+        for part, duties in todo:
+            if duties is not None:
+                written.update((part.inputs[number], None) for number in duties.written)
+                dynamic.update((part.outputs[number], dims) for number, dims in duties.dynamic)
+        return None if all(duties is None for _, duties in todo) else Around(tuple(written), dynamic)
+
+
 def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], regions: Sequence[Compiled]) -> Callable[..., Any]:
     """A function of the graph's inputs that returns the tuple of its outputs; regions: the code of each part."""
     weights = _Weights(plan, regions)
-    names: dict[str, Any] = {"ready": weights.ready, "prepare": weights.prepare}
+    around = Around.of(plan, regions)
+    names: dict[str, Any] = {
+        "ready": weights.ready,
+        "prepare": weights.prepare,
+        "gradients": torch.is_grad_enabled,
+        "without_gradients": without_gradients,
+        "written": torch.autograd.graph.increment_version,
+        "dynamic": mark_dynamic,
+    }
 
     def enter(name: str, code: Boxed) -> None:
         names[name] = without_bookkeeping(code, lambda lean: names.update({name: lean}))
@@ -83,11 +119,13 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
     numbers = [unique.index(region) for region in regions]
     careful = [Step(f"region_{number}") for number in numbers]
     quick = [
-        step if region.runner is None else Step(f"code_{number}", region.runner.kept)
+        step if region.runner is None else Step(f"code_{number}", region.runner.kept, packs=bool(region.runner.positions))
         for step, number, region in zip(careful, numbers, regions, strict=True)
     ]
-    text = source("careful", placeholders, plan, outputs, careful)
-    text += source("call", placeholders, plan, outputs, quick, weights.nodes)
+    text = source("careful", placeholders, plan, outputs, careful, around=around)
+    text += source("call", placeholders, plan, outputs, quick, weights.nodes, around)
+    if missing := undefined(text, names):
+        raise GeneratedCodeError(missing)
     exec(compile(text, "<regions>", "exec"), names)  # our own text, straight calls
     call: Callable[..., Any] = names["call"]
     return call
@@ -95,10 +133,12 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How one part is called: the function's name, and the numbers of the inputs it takes before what was packed (None: all)."""
+    """How one part is called: the function's name, the numbers of the inputs it takes (None: all), and whether it packed weights,
+    which come behind those inputs."""
 
     name: str
     kept: tuple[int, ...] | None = None
+    packs: bool = False
 
 
 def source(
@@ -108,14 +148,19 @@ def source(
     outputs: Sequence[Any],
     steps: Sequence[Step],
     weights: Sequence[fx.Node] = (),
+    around: Around | None = None,
 ) -> str:
     """The text of a function of the graph's inputs that takes these steps; weights: the raw ones it asks about first.
+
+    around: what it does beside the calls, None for calls that do everything themselves.
 
     Every value is let go before the last call that reads it, so that the call can free it.
     """
     names = {node: f"a{number}" for number, node in enumerate(placeholders)}
     given = ", ".join(names.values())
     lines = [f"def {name}({given}):"]
+    if around is not None:
+        lines += ["    if gradients():", f"        return without_gradients({', '.join([name, *names.values()])})"]
     if weights:
         lines += [
             f"    raw = ({', '.join(names[node] for node in weights)},)",
@@ -126,6 +171,8 @@ def source(
             f"            return careful({given})",
             "    del raw",
         ]
+    if around is not None and around.written:
+        lines.append(f"    written(({', '.join(names[node] for node in around.written)},))")
     last = {node: number for number, part in enumerate(plan.parts) for node in part.inputs}
     last.update({node: len(plan.parts) for node in outputs if isinstance(node, fx.Node)})
     unused = [names[node] for node in placeholders if node not in last]
@@ -135,7 +182,7 @@ def source(
         names.update({node: f"v{len(names) + index}" for index, node in enumerate(part.outputs)})
         taken = part.inputs if step.kept is None else [part.inputs[place] for place in step.kept]
         box = [names[node] for node in taken]
-        if step.kept is not None:
+        if step.packs:
             box.append(f"*found.packed[{packed}]")
             packed += 1
         lines.append(f"    box = [{', '.join(box)}]")
@@ -143,5 +190,8 @@ def source(
         lines += [f"    del {', '.join(done)}"] if done else []
         made = ", ".join(names[node] if node in last else "_" for node in part.outputs)
         lines.append(f"    {made}{', = ' if made else ''}{step.name}(box)")
+    for node, dims in around.dynamic.items() if around is not None else ():
+        if node in outputs:
+            lines.append(f"    dynamic({names[node]}, {sorted(dims)})")
     results = ", ".join(names[item] if isinstance(item, fx.Node) else repr(item) for item in outputs)
     return "\n".join([*lines, f"    return ({results}{',' if results else ''})", "", ""])

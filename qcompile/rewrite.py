@@ -1,0 +1,66 @@
+"""Runs the pipeline on a captured graph. An optional pass that fails as a whole is left out, on a fresh copy of the graph."""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from qcompile.errors import brief
+from qcompile.pipeline import Pass, PassError, State, check_equality, run
+from qcompile.report import SiteReport
+from qcompile.targets import native_attention, native_dense
+
+log = logging.getLogger(__name__)
+
+# Passes whose decisions are rows of their own, and the kernel that such a row is about.
+_ROWS_OF = {"attention": native_attention.NAME, "dense": native_dense.NAME}
+
+
+def rewrite(
+    passes: tuple[Pass, ...],
+    gm: fx.GraphModule,
+    pristine: fx.Graph,
+    make_state: Callable[[fx.GraphModule], State],
+    observe: Callable[[int, str, str, State], None],
+) -> State:
+    """The state behind the last pass; what the graph lost, because a pass was left out, is in the rows.
+
+    gm is taken apart; pristine: a copy of its graph. Raises what the first pass that cannot be left out raised.
+    """
+    left_out: dict[str, str] = {}
+    while True:
+        state = make_state(gm)
+        chosen = tuple(step for step in passes if step.name not in left_out)
+        try:
+            run(chosen, state, observe, check_equality(state) if state.options.check else None)
+        except PassError as error:
+            cause = error.__cause__
+            assert cause is not None
+            if not error.step.optional:
+                raise cause from None
+            left_out[error.step.name] = brief(cause)
+            log.warning("pass %s is left out: %s", error.step.name, brief(cause))
+            log.debug("pass %s failed", error.step.name, exc_info=cause)
+            gm = fx.GraphModule(gm, copy.deepcopy(pristine))
+            continue
+        for name, reason in left_out.items():
+            _tell(state, name, reason)
+        return state
+
+
+def _tell(state: State, name: str, reason: str) -> None:
+    text = f"pass {name} was left out: {reason}"
+    if name in _ROWS_OF:
+        row = SiteReport(module="this graph", format=name, reasons={_ROWS_OF[name]: (text,)})
+        state.others.append(row)
+        return
+    for item in (part for site in state.sites for part in site.parts or (site,)):
+        item.report = replace(item.report, note=_and(item.report.note, text))
+    state.declined = [replace(row, note=_and(row.note, text)) for row in state.declined]
+
+
+def _and(note: str, text: Any) -> str:
+    return f"{note}; {text}" if note else str(text)
