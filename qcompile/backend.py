@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, decompositions, head_start, regions
+from qcompile import cones, decompositions, head_start, recompiles, regions
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
@@ -19,7 +20,7 @@ from qcompile.graph import Constant
 from qcompile.meaning import Verdict
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
-from qcompile.report import Report, SiteReport, clear, emit_trace, record
+from qcompile.report import Report, SiteReport, clear, emit_trace, record, retire
 from qcompile.store import STORE
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def compile_graph(
     explained: list[SiteReport] | None = None,
 ) -> Callable[..., Any]:
     """The back end proper. With `explained`: decide, put the rows there, compile nothing, return results full of zeros."""
+    if explained is None:
+        recompiles.watch()
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return _through_inductor(gm, example_inputs, mode)
@@ -67,6 +70,7 @@ def compile_graph(
         explained.extend(graph.rows)
         return call
     record(graph.rows, graph.number)
+    weakref.finalize(call, retire, graph.number).atexit = False
     if graph.rows:
         try:
             given = Report.of(graph.rows)

@@ -178,4 +178,4 @@ class Runner:
 
 
 def _layer(leaf: Constant) -> str:
-    return leaf.path.rpartition(".")[0] or leaf.path
+    return leaf.layer
