@@ -18,6 +18,7 @@ from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, QCompileError
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
+from qcompile.names import outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.report import Report, SiteReport, clear, emit_trace, record, retire
@@ -69,7 +70,7 @@ def compile_graph(
     if explained is not None:
         explained.extend(graph.rows)
         return call
-    record(graph.rows, graph.number)
+    record(graph.rows, outermost() or graph.number)
     weakref.finalize(call, retire, graph.number).atexit = False
     if graph.rows:
         try:

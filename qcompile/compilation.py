@@ -19,6 +19,7 @@ from qcompile.emit import Emitter
 from qcompile.errors import QCompileError
 from qcompile.graph import Constant, hint, value
 from qcompile.meaning import Verdict
+from qcompile.names import places_now
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, check_equality, run
@@ -199,7 +200,8 @@ class Compilation:
         watched = {node: position[node] for node in raw}
         self._descriptions = [node.meta.get("desc") for node in raw]
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
-        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
+        again = partial(_record_again, rows, [id(state.constants[node].tensor) for node in raw], self.number)
+        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, again)
         runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded], release=not self.hold)
         self._packer = runner
         return runner
@@ -221,10 +223,19 @@ def _unfinished(_: list[Any]) -> Any:
     raise AssertionError("called before it was compiled")
 
 
-def _record_again(rows: Sequence[SiteReport], number: int, sets: int) -> None:
-    """Rows of layers that run code compiled for others; Dynamo does not say what they are called."""
-    note = f"runs the code of graph {number} with its own weights, set {sets}"
-    record([replace(row, graph=number, identity=(number, sets, row.identity), note=note) for row in rows])
+def _record_again(rows: Sequence[SiteReport], mine: Sequence[int], number: int, sets: int, theirs: Sequence[Tensor]) -> None:
+    """Rows of layers that run code compiled for others. mine: ids of the tensors it was compiled for, theirs: what runs instead."""
+    places = places_now()
+    same = dict(zip(mine, theirs, strict=True))
+    for row in rows:
+        tensor = same.get(row.identity) if isinstance(row.identity, int) else None
+        place = None if tensor is None else places.get(id(tensor))
+        if tensor is None or place is None:  # of no model that is known
+            note = f"runs the code of graph {number} with its own weights, set {sets}"
+            record([replace(row, graph=number, identity=(number, sets, row.identity), note=note)])
+        else:
+            note = f"runs the code of graph {number}"
+            record([replace(row, graph=number, identity=id(tensor), module=place.module or place.path, note=note)])
 
 
 def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:

@@ -92,8 +92,9 @@ TRAINING_WARNING = (
 )
 
 LAST_GRAPH_WARNING = (
-    "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, without qcompile. "
-    'To allow more, set torch._dynamo.config.{name} before compiling; why there are so many is shown by TORCH_LOGS="recompiles".'
+    "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, without "
+    "qcompile. To allow more, set torch._dynamo.config.{name} before compiling; why there are so many is shown by "
+    'TORCH_LOGS="recompiles".'
 )
 
 CHANGED_WARNING = (

@@ -1,7 +1,7 @@
 """What the constants and modules of a captured graph are called in the user's model, however the code reached them.
 
-Dynamo names a tensor by the way the traced code went to it: `L['self']._modules['layers']...`, or `L['args'][0]...` where forward is
-wrapped, or from a layer on where a graph breaks. So the module that owns the tensor is looked up, by identity, in the model.
+Dynamo names a tensor by the way the traced code went to it: `L['self']._modules['layers']...`, or `L['args'][0]...` where forward
+is wrapped, or from a layer on where a graph breaks. So the module that owns the tensor is looked up, by identity, in the model.
 """
 
 import logging
@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,16 @@ class Place:
         return Place(_joined(name, self.path), _joined(name, self.module))
 
 
+def outermost() -> int | None:
+    """What tells the outermost model whose call led here from others, None if there is none."""
+    found = _modules_on_the_stack()
+    return id(found[-1]) if found else None
+
+
 class Names:
     """Names for one graph, made while Dynamo still knows how it came about.
 
-    A path begins at the outermost model that qcompile was given or whose call led here; else at the outermost module on Dynamo's way.
+    A path begins at the outermost model that qcompile was given or whose call led here, else at the outermost one on Dynamo's way.
     """
 
     def __init__(self) -> None:
@@ -145,19 +152,35 @@ class Names:
         return self.inside[id(model)].get(id(module))
 
 
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers of a model with their paths; what has several has the first one."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        yield _without_wrappers(name), tensor
+def tensors_of(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
+    """All parameters and buffers of a model, and the parts of quantized ones; what has several paths has the first one."""
+    for module_name, module in model.named_modules():
+        path = _without_wrappers(module_name)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            yield Place(_joined(path, name), path), tensor
+            for part, inner in parts_of(tensor):
+                yield Place(_joined(path, name, part), path), inner
 
 
-def path_of_tensor(tensor: Tensor) -> str | None:
-    """The path of a parameter or buffer of a model that qcompile was given, None if it is none."""
-    for model in given():
-        for name, item in tensors_of(model):
-            if item is tensor:
-                return name
-    return None
+def parts_of(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a tensor of a subclass consists of, all the way down."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            inner = getattr(tensor, name, None)
+            if isinstance(inner, Tensor):
+                yield name, inner
+                yield from ((f"{name}.{part}", item) for part, item in parts_of(inner))
+
+
+def places_now() -> dict[int, Place]:
+    """Tensor (by id) -> its place, for the models that qcompile was given and those whose call led here."""
+    found: dict[int, Place] = {}
+    for model in (*given(), *_modules_on_the_stack()):
+        for place, tensor in tensors_of(model):
+            known = found.setdefault(id(tensor), place)
+            if place.path.count(".") > known.path.count("."):
+                found[id(tensor)] = place
+    return found
 
 
 def _joined(*paths: str) -> str:
@@ -193,7 +216,7 @@ def _scope() -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def _modules_on_the_stack() -> list[nn.Module]:
-    """The modules whose calls led here."""
+    """The modules whose calls led here, the innermost first."""
     found: list[nn.Module] = []
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -28,9 +28,10 @@ def limit() -> int | None:
 
 
 def watch() -> None:
-    """Called by the back end while Dynamo compiles: allows GRAPHS graphs of this function, and warns if no further one is allowed.
+    """Called by the back end while Dynamo compiles: allows GRAPHS graphs of this function, and warns if no further one is.
 
-    Only the call of torch.compile that asked for this graph is changed, and not if its user set a limit, there or in Dynamo's config.
+    Only the call of torch.compile that asked for this graph is changed, and not if its user set a limit, there or in Dynamo's
+    config.
     """
     try:
         frame = _conversion()

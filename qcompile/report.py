@@ -218,7 +218,7 @@ def note(text: str) -> bool:
 
 
 def _merged(rows: Mapping[int, SiteReport]) -> SiteReport:
-    """One row for a layer of several graphs: the last decision, or the last one that left it as it was; the note tells of others."""
+    """One row for a layer of several graphs: the last decision, or the last that left it as it was; the note tells of others."""
     living = [row for graph, row in rows.items() if graph not in _gone] or list(rows.values())
     last = next((row for row in reversed(living) if row.kernel is None), living[-1])
     others: dict[str, int] = {row.kernel or runs_without(row): row.graph for row in living if row.kernel != last.kernel}
