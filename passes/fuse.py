@@ -39,16 +39,15 @@ def _kind(site: GraphSite) -> tuple[Any, ...]:
 
 
 def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
+    """One site for all parts. Its call stands where the first of theirs does, before whatever reads one of the results."""
     graph, first = state.graph, parts[0]
-    x = first.node.args[0]
+    place = min(part.node for part in parts)
+    x = place.args[0]
     assert isinstance(x, fx.Node)
     operands = [operand_nodes(part) for part in parts]
-    inputs = set(graph.find_nodes(op="placeholder"))
-    constants: list[Any] = [node for each in operands for node in each if node is not None]
-    for node in subgraph(constants, inputs):  # operands of later parts stand behind the first one
-        first.node.prepend(node)
+    _move_before(place, [node for each in operands for node in each if node is not None])
     sizes = [part.site.n for part in parts]
-    with graph.inserting_before(first.node):
+    with graph.inserting_before(place):
         whole = [_joined(state, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
         codes, scales, zeros, bias = whole
         act = (operands[0].act_scale, operands[0].act_zero)
@@ -80,6 +79,15 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
         parts=tuple(parts),
         cuts=tuple(cuts),
     )
+
+
+def _move_before(place: fx.Node, constants: list[Any]) -> None:
+    """Move what constants are computed from to before `place`, where it is not already.
+
+    What already stands there stays: it may have other readers in between.
+    """
+    for node in subgraph(constants, set(), lambda node: node < place):
+        place.prepend(node)
 
 
 def _joined(state: State, nodes: list[Any]) -> fx.Node | None:
