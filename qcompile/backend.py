@@ -15,13 +15,13 @@ from qcompile import cones, decompositions, head_start, recompiles, regions
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
-from qcompile.errors import TRAINING_WARNING, QCompileError
+from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
 from qcompile.names import outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
-from qcompile.report import Report, SiteReport, clear, emit_trace, record, retire
+from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
 from qcompile.store import STORE
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,9 @@ def compile_graph(
         return call
     record(graph.rows, outermost() or graph.number)
     weakref.finalize(call, retire, graph.number).atexit = False
+    unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
+    if unread and not any(row.bits for row in graph.rows):
+        _warn_once(UNREAD_WARNING, module=unread[0].module, reason=unread[0].declined, more=len(unread) - 1)
     if graph.rows:
         try:
             given = Report.of(graph.rows)
@@ -214,7 +217,7 @@ def _through_aot(gm: fx.GraphModule, inputs: Sequence[Any], inner: Callable[...,
         return compiler(gm, list(inputs))
 
 
-def _warn_once(text: str) -> None:
+def _warn_once(text: str, **filled: object) -> None:
     if text not in _warned:
         _warned.add(text)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text.format(**filled), stacklevel=4)

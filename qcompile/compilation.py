@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import decompositions, head_start
+from qcompile import decompositions, head_start, unexplained
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -150,9 +150,23 @@ class Compilation:
             log.debug("rewriting failed", exc_info=True)
             self._record([SiteReport(module=f"graph {self.number}", declined=what)], state)
             return self._hand_over(pristine_gm, inputs, kwargs)
-        self._record([*(row for site in state.sites for row in site.rows()), *state.declined, *state.others], state)
+        decided = [*(row for site in state.sites for row in site.rows()), *state.declined]
+        self._record([*decided, *self._unexplained(pristine, decided, state), *state.others], state)
         self.by_value = state.declined_by_value
         return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
+
+    def _unexplained(self, pristine: fx.Graph, decided: Sequence[SiteReport], state: State) -> list[SiteReport]:
+        """Rows about low-bit constants that the passes have not met, or not as weights."""
+        parts = [part for site in state.sites for part in site.parts or (site,)]
+        explained = {id(state.constants[leaf].tensor) for part in parts for leaf in part.leaves if leaf in state.constants}
+        explained.update(row.identity for row in decided if isinstance(row.identity, int))
+        refused = {node.name: reason for node, reason in state.refused.items()}
+        try:
+            constants = aot_constants(pristine, self.gm, self.outer)
+            return unexplained.rows(pristine, constants, refused, explained, {row.module for row in decided})
+        except Exception:  # what is written about a graph must not stop it
+            log.warning("graph %d: what else is quantized in it could not be found out", self.number, exc_info=True)
+            return []
 
     @staticmethod
     def _is_eager(kwargs: dict[str, Any]) -> bool:

@@ -91,6 +91,11 @@ TRAINING_WARNING = (
     "For inference call the model under torch.no_grad() or torch.inference_mode()."
 )
 
+UNREAD_WARNING = (
+    "qcompile: quantized weights were found, but none could be rewritten. {module}: {reason}. "
+    "They run as they did without qcompile ({more} more; print(qcompile.report()) lists them all)."
+)
+
 LAST_GRAPH_WARNING = (
     "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, without "
     "qcompile. To allow more, set torch._dynamo.config.{name} before compiling; why there are so many is shown by "

@@ -121,7 +121,7 @@ class Names:
             holder = next(
                 (tensor for tensor, value in reversed(way) if isinstance(value, Tensor) and tensor.startswith(place)), text
             )
-            inside = _steps(holder.removeprefix(place))[:-1]
+            inside = _steps(holder.removeprefix(place))[:-1] if any(owner.children()) else []
             outermost_first = {id(module): module for _, module in reversed(chain)}
             for models in (self.models, outermost_first):
                 paths = [(path, model) for model in models.values() if (path := self._path(model, owner)) is not None]
