@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
-from qcompile import names, recompiles
+from qcompile import names, recompiles, unseen
 from qcompile.backend import backend, compile_graph
 from qcompile.options import resolve
 from qcompile.report import Report
@@ -36,6 +36,7 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
     """
     resolve(options)
     prepare(model)
+    unseen.watch(model)
     model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None, recompile_limit=recompiles.limit())
     return model
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, decompositions, head_start, recompiles, regions
+from qcompile import cones, decompositions, head_start, recompiles, regions, unseen
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
-from qcompile.names import outermost
+from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
@@ -42,6 +42,7 @@ def backend(
 def reset() -> None:
     """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
     clear()
+    unseen.forget()
     cones.forget()
     choose.forget()
     STORE.clear()
@@ -70,6 +71,9 @@ def compile_graph(
     if explained is not None:
         explained.extend(graph.rows)
         return call
+    unseen.saw(constant.tensor for constant in graph.constants.values())
+    for model in compiled_callers():
+        unseen.watch(model)
     record(graph.rows, outermost() or graph.number)
     weakref.finalize(call, retire, graph.number).atexit = False
     unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]

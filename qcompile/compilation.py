@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import decompositions, head_start, unexplained
+from qcompile import decompositions, head_start, unexplained, unseen
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -239,6 +239,7 @@ def _unfinished(_: list[Any]) -> Any:
 
 def _record_again(rows: Sequence[SiteReport], mine: Sequence[int], number: int, sets: int, theirs: Sequence[Tensor]) -> None:
     """Rows of layers that run code compiled for others. mine: ids of the tensors it was compiled for, theirs: what runs instead."""
+    unseen.saw(theirs)
     places = places_now()
     same = dict(zip(mine, theirs, strict=True))
     for row in rows:

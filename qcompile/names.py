@@ -34,7 +34,7 @@ def remember(model: Any) -> None:
     """Name what belongs to this model from its top on, also where a graph begins further down."""
     if not isinstance(model, nn.Module):
         return
-    model = _unwrapped(model)
+    model = unwrapped(model)
     with _lock:
         living = [known for known in _given if known() is not None and known() is not model]
         _given[:] = [*living, weakref.ref(model)]
@@ -68,6 +68,15 @@ class Place:
 
     def below(self, name: str) -> "Place":
         return Place(_joined(name, self.path), _joined(name, self.module))
+
+
+def compiled_callers() -> list[nn.Module]:
+    """The modules that were given to torch.compile and whose calls led here."""
+    found: list[nn.Module] = []
+    for module in _modules_on_the_stack(wrapped=True):
+        if isinstance(module, OptimizedModule) or module._compiled_call_impl is not None:
+            found.append(unwrapped(module))
+    return found
 
 
 def outermost() -> int | None:
@@ -113,7 +122,7 @@ class Names:
         source = getattr(node.meta.get("grapharg"), "source", None)
         text = _text(source)
         way = list(self._way(source))
-        chain = [(place, _unwrapped(value)) for place, value in way if isinstance(value, nn.Module)]
+        chain = [(place, unwrapped(value)) for place, value in way if isinstance(value, nn.Module)]
         if chain:
             place, owner = chain[0]
             rest = _steps(text.removeprefix(place))
@@ -148,14 +157,14 @@ class Names:
     def _path(self, model: nn.Module, module: nn.Module) -> str | None:
         """The path of `module` in `model`, "" for the model itself, None if it is not in there."""
         if id(model) not in self.inside:
-            self.inside[id(model)] = {id(item): _without_wrappers(name) for name, item in model.named_modules()}
+            self.inside[id(model)] = {id(item): path_without_wrappers(name) for name, item in model.named_modules()}
         return self.inside[id(model)].get(id(module))
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
     """All parameters and buffers of a model, and the parts of quantized ones; what has several paths has the first one."""
     for module_name, module in model.named_modules():
-        path = _without_wrappers(module_name)
+        path = path_without_wrappers(module_name)
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             yield Place(_joined(path, name), path), tensor
             for part, inner in parts_of(tensor):
@@ -192,11 +201,12 @@ def _text(source: Any) -> str:
     return str(name() if callable(name) else name)
 
 
-def _without_wrappers(path: str) -> str:
+def path_without_wrappers(path: str) -> str:
+    """A module's path in the model that was compiled."""
     return ".".join(step for step in path.split(".") if step != "_orig_mod")
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself, for torch.compile's wrapper around it."""
     while isinstance(module, OptimizedModule):
         inner = module._orig_mod
@@ -215,12 +225,12 @@ def _scope() -> tuple[dict[str, Any], dict[str, Any]] | None:
         return None
 
 
-def _modules_on_the_stack() -> list[nn.Module]:
-    """The modules whose calls led here, the innermost first."""
+def _modules_on_the_stack(wrapped: bool = False) -> list[nn.Module]:
+    """The modules whose calls led here, the innermost first; with torch.compile's wrappers if `wrapped`."""
     found: list[nn.Module] = []
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code in _CALLS and isinstance(module := frame.f_locals.get("self"), nn.Module):
-            found.append(_unwrapped(module))
+            found.append(module if wrapped else unwrapped(module))
         frame = frame.f_back
     return found

@@ -182,7 +182,7 @@ _lock = threading.Lock()
 _rows: dict[Hashable, dict[int, SiteReport]] = {}
 _gone: set[int] = set()  # graphs that do not exist any more
 _notes: dict[str, None] = {}
-_looks: list[Callable[[Iterable[SiteReport]], Iterable[SiteReport]]] = []
+_looks: list[Callable[[Sequence[SiteReport]], Iterable[SiteReport]]] = []
 
 
 def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
@@ -231,7 +231,7 @@ def runs_without(site: SiteReport) -> str:
     return "dense" if site.fallback == "dense" else "left as it was"
 
 
-def look_too(look: Callable[[Iterable[SiteReport]], Iterable[SiteReport]]) -> None:
+def look_too(look: Callable[[Sequence[SiteReport]], Iterable[SiteReport]]) -> None:
     """Ask `look` for more rows whenever a report is made; it gets the ones that there are."""
     if look not in _looks:
         _looks.append(look)
@@ -242,6 +242,9 @@ def report() -> Report:
     with _lock:
         rows = [_merged(row) for row in _rows.values()]
         notes = tuple(_notes)
+    # What a front door says about a layer, and a graph about its weight, is about one layer.
+    met = {row.module for row in rows if row.identity is not None}
+    rows = [row for row in rows if row.identity is not None or row.module not in met or row.format in OTHER_FORMATS]
     for look in _looks:
         rows += look(rows)
     return Report.of(rows, notes)
