@@ -91,7 +91,8 @@ def _decline_changing(state: State, node: fx.Node) -> None:
 
 
 def _decline(state: State, node: fx.Node, leaf: fx.Node | None, reason: str) -> None:
-    state.declined.append(SiteReport(module=module_path(state, node, leaf), declined=reason))
+    identity = id(state.paths[leaf].tensor) if leaf is not None and leaf in state.paths else None
+    state.declined.append(SiteReport(module=module_path(state, node, leaf), declined=reason, identity=identity))
 
 
 def _largest(leaves: list[fx.Node]) -> fx.Node:
@@ -102,8 +103,7 @@ def _largest(leaves: list[fx.Node]) -> fx.Node:
 def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
     """The layer's path: where its packed weight lives, else the module the node was traced in."""
     if leaf is not None and leaf in state.paths:
-        path = state.paths[leaf].path
-        return path.rpartition(".")[0] or path
+        return state.paths[leaf].layer
     stack = node.meta.get("nn_module_stack")
     return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
+from qcompile import names, recompiles, unseen
 from qcompile.backend import backend, compile_graph
 from qcompile.options import resolve
 from qcompile.report import Report
@@ -22,7 +23,9 @@ def prepare(model: Model) -> Model:
     """
     from qcompile.frontends import prepare as front_door  # noqa: PLC0415 - the front doors import transformers' libraries
 
-    return front_door(model)
+    prepared = front_door(model)
+    names.remember(prepared)
+    return prepared
 
 
 def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = None, **options: Any) -> Model:
@@ -33,7 +36,8 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
     """
     resolve(options)
     prepare(model)
-    model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None)
+    unseen.watch(model)
+    model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None, recompile_limit=recompiles.limit())
     return model
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -10,16 +11,17 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, decompositions, head_start, regions
+from qcompile import cones, decompositions, head_start, recompiles, regions, unseen
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
-from qcompile.errors import TRAINING_WARNING, QCompileError
+from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
+from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
-from qcompile.report import Report, SiteReport, clear, emit_trace, record
+from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
 from qcompile.store import STORE
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def backend(
 def reset() -> None:
     """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
     clear()
+    unseen.forget()
     cones.forget()
     choose.forget()
     STORE.clear()
@@ -58,6 +61,8 @@ def compile_graph(
     explained: list[SiteReport] | None = None,
 ) -> Callable[..., Any]:
     """The back end proper. With `explained`: decide, put the rows there, compile nothing, return results full of zeros."""
+    if explained is None:
+        recompiles.watch()
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return _through_inductor(gm, example_inputs, mode)
@@ -66,7 +71,14 @@ def compile_graph(
     if explained is not None:
         explained.extend(graph.rows)
         return call
-    record(graph.rows, graph.number)
+    unseen.saw(constant.tensor for constant in graph.constants.values())
+    for model in compiled_callers():
+        unseen.watch(model)
+    record(graph.rows, outermost() or graph.number)
+    weakref.finalize(call, retire, graph.number).atexit = False
+    unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
+    if unread and not any(row.bits for row in graph.rows):
+        _warn_once(UNREAD_WARNING, module=unread[0].module, reason=unread[0].declined, more=len(unread) - 1)
     if graph.rows:
         try:
             given = Report.of(graph.rows)
@@ -209,7 +221,7 @@ def _through_aot(gm: fx.GraphModule, inputs: Sequence[Any], inner: Callable[...,
         return compiler(gm, list(inputs))
 
 
-def _warn_once(text: str) -> None:
+def _warn_once(text: str, **filled: object) -> None:
     if text not in _warned:
         _warned.add(text)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text.format(**filled), stacklevel=4)

@@ -1,6 +1,5 @@
 """Finds out which inputs of a captured graph are constants, and what they are called in the user's model."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph import Constant
-
-_STEP = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.([A-Za-z_]\w*)")
-_CONTAINERS = {"_modules", "_parameters", "_buffers", "__dict__"}
+from qcompile.names import Names
 
 
 def dynamo_constants(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[int, Constant]:
@@ -19,12 +16,15 @@ def dynamo_constants(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[
     Constant is what hangs on a module (parameters, buffers, tensor attributes) and what the code reads from its globals or closure;
     arguments of the compiled function and what they contain are not.
     """
-    found: dict[int, Constant] = {}
+    nodes: dict[fx.Node, tuple[int, Tensor]] = {}
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         tensor = example_inputs[index] if index < len(example_inputs) else None
         if isinstance(tensor, Tensor) and _is_constant(node, tensor):
-            found[index] = Constant(_path(node), tensor)
-    return found
+            nodes[node] = (index, tensor)
+    names = Names()
+    places = names.of(nodes)
+    names.rename_modules(gm.graph)
+    return {index: Constant(places[node].path, tensor, places[node].module) for node, (index, tensor) in nodes.items()}
 
 
 def _is_constant(node: fx.Node, tensor: Tensor) -> bool:
@@ -36,22 +36,6 @@ def _is_constant(node: fx.Node, tensor: Tensor) -> bool:
     if source is None:
         return False
     return type(source).__name__ == "GlobalSource" or not getattr(source, "is_input", True)
-
-
-def _path(node: fx.Node) -> str:
-    source = getattr(node.meta.get("grapharg"), "source", None)
-    name = getattr(source, "name", "")
-    name = name() if callable(name) else str(name)
-    return path_of_source(name) or node.name
-
-
-def path_of_source(name: str) -> str:
-    """`L['self']._modules['layers']._modules['0']._buffers['w']` is `layers.0.w` in the user's model."""
-    steps = [next(part for part in match.groups() if part is not None) for match in _STEP.finditer(name)]
-    steps = [step for step in steps if step not in _CONTAINERS]
-    if len(steps) > 1 and name.startswith("L["):
-        steps = steps[1:]  # the local variable that holds the model
-    return ".".join(steps)
 
 
 def aot_constants(graph: fx.Graph, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> dict[fx.Node, Constant]:
@@ -79,11 +63,12 @@ def resolve(desc: Any, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> Con
         return outer.get(desc.idx)
     if kind in ("ParamAOTInput", "BufferAOTInput"):
         tensor = _attribute(gm, desc.target)
-        return Constant(desc.target, tensor) if isinstance(tensor, Tensor) else None
+        return Constant(desc.target, tensor, desc.target.rpartition(".")[0]) if isinstance(tensor, Tensor) else None
     if kind == "SubclassGetAttrAOTInput":
         base = resolve(desc.base, gm, outer)
         inner = getattr(base.tensor, desc.attr, None) if base is not None else None
-        return Constant(f"{base.path}.{desc.attr}", inner) if base is not None and isinstance(inner, Tensor) else None
+        known = base is not None and isinstance(inner, Tensor)
+        return Constant(f"{base.path}.{desc.attr}", inner, base.module) if known else None
     return None
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import decompositions, head_start
+from qcompile import decompositions, head_start, unexplained, unseen
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
 from qcompile.graph import Constant, hint, value
 from qcompile.meaning import Verdict
+from qcompile.names import places_now
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
@@ -162,9 +163,23 @@ class Compilation:
             log.debug("rewriting failed", exc_info=True)
             self._record([SiteReport(module=f"graph {self.number}", declined=what)], state)
             return self._hand_over(pristine_gm, inputs, kwargs)
-        self._record([*(row for site in done.sites for row in site.rows()), *done.declined, *done.others], done)
+        decided = [*(row for site in done.sites for row in site.rows()), *done.declined]
+        self._record([*decided, *self._unexplained(pristine_gm.graph, decided, done), *done.others], done)
         self.by_value = done.declined_by_value
         return self._hand_over(pristine_gm, inputs, kwargs) if runner is None else runner
+
+    def _unexplained(self, pristine: fx.Graph, decided: Sequence[SiteReport], state: State) -> list[SiteReport]:
+        """Rows about low-bit constants that the passes have not met, or not as weights."""
+        parts = [part for site in state.sites for part in site.parts or (site,)]
+        explained = {id(state.constants[leaf].tensor) for part in parts for leaf in part.leaves if leaf in state.constants}
+        explained.update(row.identity for row in decided if isinstance(row.identity, int))
+        refused = {node.name: reason for node, reason in state.refused.items()}
+        try:
+            constants = aot_constants(pristine, self.gm, self.outer)
+            return unexplained.rows(pristine, constants, refused, explained, {row.module for row in decided})
+        except Exception:  # what is written about a graph must not stop it
+            log.warning("graph %d: what else is quantized in it could not be found out", self.number, exc_info=True)
+            return []
 
     @staticmethod
     def _is_eager(kwargs: dict[str, Any]) -> bool:
@@ -213,7 +228,8 @@ class Compilation:
         watched = {node: position[node] for node in raw}
         self._descriptions = [node.meta.get("desc") for node in raw]
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
-        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, partial(_record_again, rows, self.number))
+        again = partial(_record_again, rows, [id(state.constants[node].tensor) for node in raw], self.number)
+        runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, again)
         runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded], release=not self.hold)
         self._packer = runner
         return runner
@@ -235,10 +251,20 @@ def _unfinished(_: list[Any]) -> Any:
     raise AssertionError("called before it was compiled")
 
 
-def _record_again(rows: Sequence[SiteReport], number: int, sets: int) -> None:
-    """Rows of layers that run code compiled for others; Dynamo does not say what they are called."""
-    note = f"runs the code of graph {number} with its own weights, set {sets}"
-    record([replace(row, graph=number, identity=(number, sets, row.identity), note=note) for row in rows])
+def _record_again(rows: Sequence[SiteReport], mine: Sequence[int], number: int, sets: int, theirs: Sequence[Tensor]) -> None:
+    """Rows of layers that run code compiled for others. mine: ids of the tensors it was compiled for, theirs: what runs instead."""
+    unseen.saw(theirs)
+    places = places_now()
+    same = dict(zip(mine, theirs, strict=True))
+    for row in rows:
+        tensor = same.get(row.identity) if isinstance(row.identity, int) else None
+        place = None if tensor is None else places.get(id(tensor))
+        if tensor is None or place is None:  # of no model that is known
+            note = f"runs the code of graph {number} with its own weights, set {sets}"
+            record([replace(row, graph=number, identity=(number, sets, row.identity), note=note)])
+        else:
+            note = f"runs the code of graph {number}"
+            record([replace(row, graph=number, identity=id(tensor), module=place.module or place.path, note=note)])
 
 
 def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:

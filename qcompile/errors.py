@@ -104,6 +104,17 @@ TRAINING_WARNING = (
     "For inference call the model under torch.no_grad() or torch.inference_mode()."
 )
 
+UNREAD_WARNING = (
+    "qcompile: quantized weights were found, but none could be rewritten. {module}: {reason}. "
+    "They run as they did without qcompile ({more} more; print(qcompile.report()) lists them all)."
+)
+
+LAST_GRAPH_WARNING = (
+    "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, without "
+    "qcompile. To allow more, set torch._dynamo.config.{name} before compiling; why there are so many is shown by "
+    'TORCH_LOGS="recompiles".'
+)
+
 CHANGED_WARNING = (
     "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked "
     "and slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."

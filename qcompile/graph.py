@@ -30,10 +30,19 @@ LOW_BIT = frozenset(kind for name in _LOW_BIT_NAMES.split() if (kind := getattr(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A graph input whose value is fixed between calls: `path` is the parameter's path, `tensor` its value now."""
+    """A graph input whose value is fixed between calls: `path` is the parameter's path, `tensor` its value now.
+
+    module: path of what owns it, where that is not the path without its last step (a tensor that is a part of another one).
+    """
 
     path: str
     tensor: Tensor
+    module: str = ""
+
+    @property
+    def layer(self) -> str:
+        """What the layer is called that this belongs to."""
+        return self.module or self.path.rpartition(".")[0] or self.path
 
     @property
     def identity(self) -> tuple[Any, ...]:

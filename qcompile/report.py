@@ -4,7 +4,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -97,17 +97,19 @@ class Report:
     """Decisions about quantized linears, in the order in which they were met. `print(report)` shows them per structure.
 
     others: rows about what is no quantized linear (format "attention" or "dense"); no count or sum includes them.
+    notes: sentences about whole models and their compilation.
     """
 
     sites: tuple[SiteReport, ...] = ()
     others: tuple[SiteReport, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(rows: Iterable[SiteReport]) -> "Report":
+    def of(rows: Iterable[SiteReport], notes: Iterable[str] = ()) -> "Report":
         """A report of these rows, each where it belongs."""
         given = tuple(rows)
         others = tuple(row for row in given if row.format in OTHER_FORMATS)
-        return Report(tuple(row for row in given if row.format not in OTHER_FORMATS), others)
+        return Report(tuple(row for row in given if row.format not in OTHER_FORMATS), others, tuple(dict.fromkeys(notes)))
 
     @property
     def served(self) -> tuple[SiteReport, ...]:
@@ -152,6 +154,7 @@ class Report:
             "sqnr_db": _json_number(self.sqnr_db),
             "sites": [site.to_dict() for site in self.sites],
             "others": [row.to_dict() for row in self.others],
+            "notes": list(self.notes),
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -175,47 +178,92 @@ class Report:
 
 
 _lock = threading.Lock()
-_rows: dict[Hashable, SiteReport] = {}
+# (layer, which call of it in one graph) -> graph -> what that graph does with it
+_rows: dict[Hashable, dict[int, SiteReport]] = {}
+_gone: set[int] = set()  # graphs that do not exist any more
+_notes: dict[str, None] = {}
+_looks: list[Callable[[Sequence[SiteReport]], Iterable[SiteReport]]] = []
 
 
 def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
-    """Add the decisions of one compilation; a layer that was compiled before (same identity and path) has its row replaced.
+    """Add the decisions of one compilation; a layer that was compiled before (same identity, or same path) keeps one row.
 
     key: tells apart layers of two models that have the same path, where the sites carry no identity.
     """
     with _lock:
         met: dict[Hashable, int] = {}
         for site in sites:
-            layer = (key if site.identity is None else site.identity, site.module)
+            layer = (key, site.module) if site.identity is None else (site.identity, site.format in OTHER_FORMATS)
             # A layer that is called twice in one graph has two rows.
             met[layer] = met.get(layer, 0) + 1
-            place = (*layer, met[layer])
-            _rows[place] = _beside(_rows.get(place), site)
+            rows = _rows.setdefault((*layer, met[layer]), {})
+            for graph in _gone & rows.keys():
+                del rows[graph]
+            rows.pop(site.graph, None)
+            rows[site.graph] = site
 
 
-def _beside(before: SiteReport | None, now: SiteReport) -> SiteReport:
-    """The new row of a layer; where another graph runs it with another kernel (for more rows, say), the note tells."""
-    if before is None or None in (before.kernel, now.kernel) or before.kernel == now.kernel or before.graph == now.graph:
-        return now
-    also = f"{before.kernel} in graph {before.graph}"
-    return replace(now, note=f"{now.note}; {also}" if now.note else also)
+def retire(graph: int) -> None:
+    """This graph is not run any more: its decisions count only until others are made about the same layers."""
+    with _lock:
+        _gone.add(graph)
+
+
+def note(text: str) -> bool:
+    """Add a sentence about a whole model or its compilation; False if it is there already."""
+    with _lock:
+        known = text in _notes
+        _notes[text] = None
+        return not known
+
+
+def _merged(rows: Mapping[int, SiteReport]) -> SiteReport:
+    """One row for a layer of several graphs: the last decision, or the last that left it as it was; the note tells of others."""
+    living = [row for graph, row in rows.items() if graph not in _gone] or list(rows.values())
+    last = next((row for row in reversed(living) if row.kernel is None), living[-1])
+    others: dict[str, int] = {row.kernel or runs_without(row): row.graph for row in living if row.kernel != last.kernel}
+    also = [f"{kernel} in graph {graph}" for kernel, graph in others.items()]
+    return replace(last, note="; ".join([last.note, *also] if last.note else also)) if also else last
+
+
+def runs_without(site: SiteReport) -> str:
+    """What became of a site without a kernel."""
+    return "dense" if site.fallback == "dense" else "left as it was"
+
+
+def look_too(look: Callable[[Sequence[SiteReport]], Iterable[SiteReport]]) -> None:
+    """Ask `look` for more rows whenever a report is made; it gets the ones that there are."""
+    if look not in _looks:
+        _looks.append(look)
 
 
 def report() -> Report:
     """The decisions of all compilations so far (since the last `clear`)."""
     with _lock:
-        return Report.of(_rows.values())
+        rows = [_merged(row) for row in _rows.values()]
+        notes = tuple(_notes)
+    # What a front door says about a layer, and a graph about its weight, is about one layer.
+    met = {row.module for row in rows if row.identity is not None}
+    rows = [row for row in rows if row.identity is not None or row.module not in met or row.format in OTHER_FORMATS]
+    for look in _looks:
+        rows += look(rows)
+    return Report.of(rows, notes)
 
 
 def clear() -> None:
     """Forget all decisions."""
     with _lock:
         _rows.clear()
+        _gone.clear()
+        _notes.clear()
 
 
 def combined(reports: Iterable[Report]) -> Report:
     """Several reports as one."""
-    return Report.of(row for each in reports for row in (*each.sites, *each.others))
+    given = tuple(reports)
+    return Report.of(
+        (row for each in given for row in (*each.sites, *each.others)), (text for each in given for text in each.notes)
+    )
 
 
 def emit_trace(given: Report) -> None:

@@ -33,6 +33,7 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
     style = "bold green" if report.sites and not report.unserved else "bold yellow"
     console.print(Text(report.summary, style=style))
     if not report.sites:
+        _show_notes(report, console)
         return
     console.print(_layers(rows(report, verbose), console.width))
     notes = {site.note: None for site in report.sites if site.note}
@@ -54,9 +55,16 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
         _show_refusals("kernel not taken", report.served, console, complete=verbose)
     for line in other_lines(report, verbose):
         console.print(Text(line, style="dim" if line.startswith("      ") else ""))
+    _show_notes(report, console)
     if tail := footer(report):
         console.print()
         console.print(Text(tail, style="dim"))
+
+
+def _show_notes(report: Report, console: Console) -> None:
+    for text in report.notes:
+        console.print()
+        console.print(Text(text, style="yellow"))
 
 
 def _layers(listed: Sequence[Row], width: int) -> Table:

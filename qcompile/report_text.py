@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qcompile.report import Report, SiteReport
+from qcompile.report import Report, SiteReport, runs_without
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
@@ -121,7 +121,7 @@ def worst_db(sites: Iterable[SiteReport]) -> float | None:
 
 def runs_as(site: SiteReport) -> str:
     """The kernel's name, or what became of a site without one."""
-    return site.kernel or ("dense" if site.fallback == "dense" else "left as it was")
+    return site.kernel or runs_without(site)
 
 
 def shape(site: SiteReport) -> str:
@@ -165,6 +165,7 @@ def plain(report: Report, verbose: bool = False) -> str:
         others = _reason_lines(report.served, indent=2, count=True)
         lines += ["", "kernels not taken", *others] if others else []
     lines += other_lines(report, verbose)
+    lines += ["", *report.notes] if report.notes else []
     if tail := footer(report):
         lines += ["", tail]
     return "\n".join(lines)

@@ -63,7 +63,7 @@ class Runner:
         watched: Mapping[fx.Node, int],
         original: Callable[[list[Any]], Any],
         releasable: Collection[fx.Node] = (),
-        serves_more: Callable[[int], None] = lambda _: None,
+        serves_more: Callable[[int, Sequence[Tensor]], None] = lambda *_: None,
     ) -> None:
         self.code = compiled
         self.compiled = without_bookkeeping(compiled, partial(setattr, self, "compiled"))
@@ -142,7 +142,7 @@ class Runner:
             warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
         elif before is None and len(self.weights) >= self.known:  # beside living ones; a replaced parameter is no further layer
             self.sets += 1
-            self.serves_more(self.sets)
+            self.serves_more(self.sets, raw)
         return self._remember(leaves, tensors, problem)
 
     def _packed(self, leaves: Sequence[Constant], changed: set[fx.Node]) -> tuple[list[Tensor], str]:
@@ -178,4 +178,4 @@ class Runner:
 
 
 def _layer(leaf: Constant) -> str:
-    return leaf.path.rpartition(".")[0] or leaf.path
+    return leaf.layer

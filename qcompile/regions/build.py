@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from qcompile.errors import UnservedError
 from qcompile.graph import Constant
+from qcompile.names import parts_of
 from qcompile.regions.names import Renaming
 from qcompile.regions.repeats import example
 from qcompile.regions.segments import Part, Plan
@@ -155,6 +156,9 @@ class _Builder:
         pairs = [*self._pairs(first, part), *folded]
         names = Renaming.of(pairs)
         same: dict[Hashable, Hashable] = {id(mine.tensor): id(theirs.tensor) for mine, theirs in pairs}
+        for mine, theirs in pairs:
+            inner = zip(parts_of(mine.tensor), parts_of(theirs.tensor), strict=True)
+            same.update((id(left), id(right)) for (_, left), (_, right) in inner)
         return [replace(row, module=names(row.module), identity=same.get(row.identity, row.identity)) for row in region.rows]
 
     def _examples(self, part: Part) -> list[Any]:
