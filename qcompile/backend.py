@@ -16,6 +16,7 @@ from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
+from qcompile.frontends import notes
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
 from qcompile.names import compiled_callers, outermost
@@ -68,6 +69,8 @@ def compile_graph(
         return _through_inductor(gm, example_inputs, mode)
     graph = _Graph(gm, example_inputs, options, mode, explained is not None)
     call = (graph.in_regions() if graph.may_be_cut else None) or graph.whole()
+    constants = [constant.tensor for constant in graph.constants.values()]
+    graph.rows = notes.added(graph.rows, constants, strict=options.fallback == "error")
     if explained is not None:
         explained.extend(graph.rows)
         return call

@@ -36,6 +36,29 @@ class WeightError(QCompileError, ValueError):
 
     def __init__(self, argument: str, expected: str, got: str) -> None:
         super().__init__(f"{argument}: expected {expected}, got {got}")
+        self.argument, self.expected, self.got = argument, expected, got
+
+
+class LostWeightError(WeightError):
+    """A weight's tensors in memory are not those of its file, and the file is not at hand: any use would give wrong numbers."""
+
+
+DAMAGED = "The folder is damaged or incomplete: download or save it again."
+CONFIG_WAY_OUT = "Correct config.json, or download it again."
+
+
+class CheckpointError(WeightError):
+    """The files of a folder cannot be read, or contradict each other, its config.json or the model."""
+
+    def __init__(self, file: str, what: str, expected: str, got: str, way_out: str = DAMAGED) -> None:
+        super().__init__(f"{file}: {what}" if what else file, expected, f"{got}. {way_out}")
+
+
+class UnsupportedVersionError(QCompileError, ImportError):
+    """A library is missing, or of a version with which this part of qcompile does not work."""
+
+    def __init__(self, what: str, library: str, wanted: str, found: str) -> None:
+        super().__init__(f"{what} needs {library} {wanted}, got {found}. Run: pip install '{library}{wanted}'")
 
 
 class UnsupportedSchemeError(QCompileError, ValueError):
@@ -43,6 +66,7 @@ class UnsupportedSchemeError(QCompileError, ValueError):
 
     def __init__(self, module: str, scheme: str, known: Iterable[str], way_out: str) -> None:
         super().__init__(f"{module}: scheme {scheme} is not supported. Supported: {', '.join(sorted(known))}. {way_out}")
+        self.module, self.scheme = module, scheme
 
 
 class KernelRefusedError(QCompileError, ValueError):

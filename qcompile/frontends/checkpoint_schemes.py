@@ -11,6 +11,7 @@ from qcompile.errors import UnsupportedSchemeError
 METHODS = ("compressed-tensors", "gptq", "awq")
 # compressed-tensors wrote its entry under this name before it became `quantization_config`.
 LEGACY_NAME = "compression_config"
+NAMES = ("quantization_config", LEGACY_NAME)
 
 
 def known_methods() -> list[str]:
@@ -20,7 +21,7 @@ def known_methods() -> list[str]:
 def legacy_entry(config: Any) -> dict[str, Any] | None:
     """The entry as a dictionary, from the config or its text part; None if the folder is not quantized."""
     for part in (config, getattr(config, "text_config", None)):
-        for name in ("quantization_config", LEGACY_NAME):
+        for name in NAMES:
             found = getattr(part, name, None)
             if found is not None:
                 return dict(found) if isinstance(found, Mapping) else dict(found.to_dict())
@@ -38,22 +39,57 @@ class Scheme:
 
 
 def scheme_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> Scheme:
-    """The scheme of the first group whose targets name the layer; UnsupportedSchemeError if none does."""
+    """The scheme of the group whose targets name the layer most closely; UnsupportedSchemeError if none does."""
+    group = group_of(entry, path, class_name)
+    if group is None:
+        raise UnsupportedSchemeError(
+            path, "without a config group", ["layers that a config group's targets name"], "Repair config.json."
+        )
+    form = group.get("format") or entry.get("format", "")
+    parts = {name: _arguments(group.get(name)) for name in ("weights", "input_activations", "output_activations")}
+    return Scheme(str(form), **parts)
+
+
+def group_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> Mapping[str, Any] | None:
+    """The config group of a layer, as compressed-tensors chooses among several.
+
+    A target that is its name counts before a pattern, a pattern before its class; of several patterns the first in the alphabet; of
+    several groups with the same target the last.
+    """
+    best: tuple[tuple[int, str], Mapping[str, Any] | None] = ((len(_WAYS), ""), None)
     groups: Iterable[Mapping[str, Any]] = entry.get("config_groups", {}).values()
     for group in groups:
-        if any(_names(target, path, class_name) for target in group.get("targets", ())):
-            form = group.get("format") or entry.get("format", "")
-            parts = {name: _arguments(group.get(name)) for name in ("weights", "input_activations", "output_activations")}
-            return Scheme(str(form), **parts)
-    raise UnsupportedSchemeError(
-        path, "without a config group", ["layers that a config group's targets name"], "Repair config.json."
-    )
+        for target in group.get("targets", ()):
+            closeness = _closeness(target, path, class_name)
+            if closeness < len(_WAYS) and (best[1] is None or (closeness, target) <= best[0]):
+                best = (closeness, target), group
+    return best[1]
 
 
-def _names(target: str, path: str, class_name: str) -> bool:
-    if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), path) is not None
-    return target in {class_name, path} or path.endswith(f".{target}")
+def ignores(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> bool:
+    """Whether the entry's `ignore` names the layer."""
+    return any(_closeness(target, path, class_name) < len(_WAYS) for target in entry.get("ignore") or ())
+
+
+def promises(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> bool:
+    """Whether a target names the layer as compressed-tensors reads targets (not by the end of its name), and `ignore` does not."""
+    groups: Iterable[Mapping[str, Any]] = entry.get("config_groups", {}).values()
+    targets = [target for group in groups if group.get("weights") is not None for target in group.get("targets", ())]
+    found = {_closeness(target, path, class_name) for target in targets}
+    return bool(found & {0, 2, 3}) and not ignores(entry, path, class_name)
+
+
+# How a target can name a layer, the closest way first.
+_WAYS = (
+    lambda target, path, _: target == path,
+    lambda target, path, _: path.endswith(f".{target}"),
+    lambda target, path, _: target.startswith("re:") and re.match(target.removeprefix("re:"), path) is not None,
+    lambda target, _, class_name: target == class_name,
+)
+
+
+def _closeness(target: str, path: str, class_name: str) -> int:
+    return next((number for number, way in enumerate(_WAYS) if way(target, path, class_name)), len(_WAYS))
 
 
 def _arguments(given: Mapping[str, Any] | None) -> Any:
@@ -65,7 +101,7 @@ def _arguments(given: Mapping[str, Any] | None) -> Any:
     return SimpleNamespace(
         num_bits=int(given.get("num_bits", 8)),
         type=str(given.get("type", "int")).lower(),
-        strategy=strategy,
+        strategy=str(strategy).lower(),
         group_size=size,
         symmetric=bool(given.get("symmetric", True)),
         dynamic=given.get("dynamic", False),

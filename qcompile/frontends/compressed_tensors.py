@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, UnsupportedSchemeError, WeightError
+from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeightError, UnsupportedSchemeError, WeightError
+from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
 from qcompile.frontends.product import Structure
+from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
 from qcompile.readers.layouts import NVFP4_BLOCK
 
@@ -30,27 +32,31 @@ WAY_OUT = (
     "Load it dense with from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True)), or leave these layers "
     "out of the quantization."
 )
+NO_LINEAR = "quantized, but no Linear: decompressed to dense"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of one module."""
+    """What becomes of one module. zero_point: what its zero points are, if not what it holds; dropped: tensors that say nothing."""
 
     path: str
     module: nn.Module
     kind: type[PackedLinear] | type[ByteLinear]
     structure: Structure
     zero_point: Tensor | None = None
+    dropped: tuple[str, ...] = ()
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: nn.Module, strict: bool = False) -> None:
     """Give every compressed Linear of `model` its traceable forward and remove the hook that would decompress them.
 
-    Nothing is changed if anything raises: UnsupportedSchemeError for a scheme that is not known, WeightError for tensors that
-    contradict the scheme. Warns if the layers are dense already.
+    A layer whose scheme is not known, or whose tensors contradict it, is decompressed by the library alone, and its note says why.
+    strict: contradictory tensors raise WeightError instead, before anything is changed. Zero points that loading lost always raise
+    (LostWeightError), because nothing can be done right with them. Warns if the layers are dense already.
     """
     held: list[tuple[str, Any]] = [(path, module) for path, module in model.named_modules() if _weights(module) is not None]
     held = [(path, module) for path, module in held if not isinstance(module, FRONT_DOOR_CLASSES)]
+    held = [(path, module) for path, module in held if notes.DECLINED not in module.__dict__]
     dense = [path for path, module in held if _status(module) == "decompressed"]
     packed = [(path, module) for path, module in held if _status(module) == "compressed"]
     wrapped = [path for path, module in packed if hasattr(module, "_hf_hook")]
@@ -60,16 +66,46 @@ def prepare(model: nn.Module) -> None:
         warnings.warn(OFFLOADED_WARNING.format(count=len(wrapped), example=wrapped[0]), stacklevel=3)
     if dense or wrapped or not packed:
         return
-    linears = [(path, module) for path, module in packed if _is_linear(module)]
-    plans = [_plan(path, module, model) for path, module in linears]
-    planned = {plan.path for plan in plans}
+    plans: list[Plan] = []
+    others: list[tuple[Any, str]] = []
     for path, module in packed:
-        if path not in planned:
-            import_module("compressed_tensors.compressors").decompress_module(module)
-            module.__dict__.pop("forward", None)
-            module.qcompile_note = "quantized, but no Linear: decompressed to dense"
-    for plan in plans:
-        _apply(plan)
+        if not _is_linear(module):
+            others.append((module, NO_LINEAR))
+            continue
+        try:
+            plans.append(plan(path, module, model))
+        except UnsupportedSchemeError as error:
+            others.append((module, f"scheme {error.scheme} is not supported"))
+        except WeightError as error:
+            if strict or isinstance(error, LostWeightError):
+                raise
+            others.append((module, str(error)))
+    still_packed = [module for module, why in others if not _made_dense(module, why)]
+    for each in plans:
+        _apply(each)
+    if not still_packed:
+        _remove_hooks(model)
+
+
+def _made_dense(module: Any, why: str) -> bool:
+    """Have the library decompress one layer, and note it; False if the library cannot, which leaves the layer as it was."""
+    scheme = module.__dict__["quantization_scheme"]
+    sizes = {"format": f"compressed-tensors {_text(scheme.format)}", "bits": int(scheme.weights.num_bits or 0)}
+    sizes |= {"n": int(getattr(module, "out_features", 0)), "k": int(getattr(module, "in_features", 0))}
+    try:
+        import_module("compressed_tensors.compressors").decompress_module(module)
+    except Exception as error:  # whatever the library says about a layer that it made itself
+        failed = f"left as it was, because compressed-tensors cannot decompress it ({type(error).__name__}: {error})"
+        notes.decline(module, notes.Declined(f"{why}; {failed}"[:400], **sizes))
+        return False
+    if scheme.input_activations is None and scheme.output_activations is None:
+        module.__dict__.pop("forward", None)  # a wrapper that has nothing to do any more
+    text = why if why == NO_LINEAR else f"{why}; made dense by compressed-tensors"
+    notes.decline(module, notes.Declined(text, **sizes))
+    return True
+
+
+def _remove_hooks(model: nn.Module) -> None:
     for module in model.modules():
         hook = module.__dict__.get("ct_decompress_hook")
         if hook is not None:
@@ -81,6 +117,8 @@ def _apply(plan: Plan) -> None:
     module: Any = plan.module
     if plan.zero_point is not None:
         module.weight_zero_point = nn.Parameter(plan.zero_point, requires_grad=False)
+    for name in plan.dropped:
+        delattr(module, name)
     become(module, plan.kind, plan.structure, plan.path)
     # Under its own name the library would decompress the module again, from a parent's hook.
     module.qcompile_scheme = module.__dict__.pop("quantization_scheme")
@@ -103,19 +141,24 @@ def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _plan(path: str, module: Any, model: nn.Module) -> Plan:
+def plan(path: str, module: Any, model: nn.Module) -> Plan:
+    """What `module` becomes; its tensors may be on the meta device, and then only their shapes and dtypes are looked at.
+
+    Raises UnsupportedSchemeError for a scheme that is not known, WeightError for tensors that contradict it.
+    """
     scheme = module.__dict__["quantization_scheme"]
     weights, form = scheme.weights, _text(scheme.format)
     activation = _activation(path, scheme)
     n, k = int(module.out_features), int(module.in_features)
-    tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
-    checks = _Checks(path, n, k, tensors)
+    checks = Checks(path, n, k, {**module._parameters, **module._buffers})
     _check_static_scale(checks, activation)
     if form == "nvfp4-pack-quantized" and activation == "none" and weights.group_size == NVFP4_BLOCK:
         checks.divides(NVFP4_BLOCK)
         checks.tensor("weight_packed", torch.uint8, (n, k // 2))
         checks.tensor("weight_scale", torch.float8_e4m3fn, (n, k // NVFP4_BLOCK))
         checks.tensor("weight_global_scale", None, (1,))
+        checks.finite("weight_scale")
+        checks.finite("weight_global_scale", positive=True)
         return Plan(path, module, PackedLinear, Structure("nvfp4", 4, NVFP4_BLOCK, n, k))
     strategy = _text(weights.strategy)
     integer = _text(weights.type) == "int" and 2 <= weights.num_bits <= 8 and strategy in {"group", "channel", "tensor"}
@@ -125,28 +168,48 @@ def _plan(path: str, module: Any, model: nn.Module) -> Plan:
     checks.divides(group)
     grid = (1,) if strategy == "tensor" else (n, k // group)
     checks.tensor("weight_scale", None, grid)
-    if tensors.get("weight_g_idx") is not None:
-        checks.tensor("weight_g_idx", None, (k,))
+    checks.finite("weight_scale")
+    dropped = checks.unordered(group)
+    if weights.symmetric and checks.all_zero("weight_zero_point"):
+        dropped = (*dropped, "weight_zero_point")
     if form == "pack-quantized":
         checks.tensor("weight_packed", torch.int32, (n, math.ceil(k * bits / 32)))
         checks.same_shape()
         layout, point = "ct_pack", None
         if not weights.symmetric:
             layout, point = _packed_zero_point(checks, strategy, bits, grid, model)
-        return Plan(path, module, PackedLinear, Structure(layout, bits, group, n, k, activation), point)
+        return Plan(path, module, PackedLinear, Structure(layout, bits, group, n, k, activation), point, dropped)
     checks.tensor("weight", torch.int8, (n, k))
+    checks.codes("weight", bits)
     if not weights.symmetric:
         checks.tensor("weight_zero_point", torch.int8, grid)
-    return Plan(path, module, ByteLinear, Structure("ct_int8", bits, group, n, k, activation))
+        checks.codes("weight_zero_point", bits)
+    return Plan(path, module, ByteLinear, Structure("ct_int8", bits, group, n, k, activation), None, dropped)
+
+
+def parts_of(scheme: Any) -> tuple[set[str], set[str]]:
+    """The tensors that a file must hold for one layer of a known scheme, and those that it may hold."""
+    form, weights, inputs = _text(scheme.format), scheme.weights, scheme.input_activations
+    if form == "nvfp4-pack-quantized":
+        return {"weight_packed", "weight_scale", "weight_global_scale"}, {"input_global_scale"}
+    must = {"weight_packed", "weight_scale", "weight_shape"} if form == "pack-quantized" else {"weight", "weight_scale"}
+    may = {"weight_g_idx", "weight_zero_point"}
+    if not weights.symmetric:
+        must.add("weight_zero_point")
+    if inputs is not None and inputs.dynamic is False:
+        must.add("input_scale")
+        (may if inputs.symmetric else must).add("input_zero_point")
+    return must, may
 
 
 def _packed_zero_point(
-    checks: "_Checks", strategy: str, bits: int, grid: tuple[int, ...], model: nn.Module
+    checks: Checks, strategy: str, bits: int, grid: tuple[int, ...], model: nn.Module
 ) -> tuple[str, Tensor | None]:
     """The layout that the zero points ask for, and the file's zero points where loading lost them."""
     found = checks.tensors.get("weight_zero_point")
     if strategy == "tensor":
         checks.tensor("weight_zero_point", torch.int8, grid)
+        checks.codes("weight_zero_point", bits)
         return "ct_pack_plain_zeros", None
     packed = (math.ceil(checks.n * bits / 32), grid[1])
     if found is not None and found.dtype == torch.int8 and tuple(found.shape) == grid:
@@ -170,9 +233,10 @@ def _activation(path: str, scheme: Any) -> str:
     raise _unsupported(path, scheme)
 
 
-def _check_static_scale(checks: "_Checks", activation: str) -> None:
+def _check_static_scale(checks: Checks, activation: str) -> None:
     if activation.startswith("tensor"):
         checks.tensor("input_scale", None, (1,))
+        checks.finite("input_scale")
         if checks.tensors.get("input_zero_point") is not None:
             checks.tensor("input_zero_point", torch.int8, (1,))
 
@@ -185,30 +249,3 @@ def _unsupported(path: str, scheme: Any) -> UnsupportedSchemeError:
             kind = f"{what} {_text(args.type)}{args.num_bits} {_text(args.strategy)}"
             parts.append(f"{kind} dynamic={_text(args.dynamic)}" if what != "weights" else kind)
     return UnsupportedSchemeError(path, f"({', '.join(parts)})", KNOWN_SCHEMES, WAY_OUT)
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """Compares one module's tensors with what its scheme says, before anything is changed."""
-
-    path: str
-    n: int
-    k: int
-    tensors: dict[str, Tensor | None]
-
-    def tensor(self, name: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
-        found = self.tensors.get(name)
-        wanted = f"{'a float' if dtype is None else dtype} tensor {list(shape)}"
-        if found is None:
-            raise WeightError(f"{self.path}.{name}", wanted, "nothing")
-        if tuple(found.shape) != shape or (dtype is not None and found.dtype != dtype):
-            raise WeightError(f"{self.path}.{name}", wanted, f"{found.dtype} {list(found.shape)}")
-
-    def divides(self, group: int) -> None:
-        if group <= 0 or self.k % group:
-            raise WeightError(f"{self.path}: group size", f"a divisor of K={self.k}", str(group))
-
-    def same_shape(self) -> None:
-        found = self.tensors.get("weight_shape")
-        if found is not None and found.device.type != "meta" and found.tolist() != [self.n, self.k]:
-            raise WeightError(f"{self.path}.weight_shape", str([self.n, self.k]), str(found.tolist()))

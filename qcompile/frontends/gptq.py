@@ -1,25 +1,24 @@
 """GPTQ layers become layers that dequantize in their own forward; which zero-point convention holds is decided by the data.
 
-Version 1 of the format stores the zero point minus one, version 2 the zero point itself, and labels are wrong often enough: files
-that say "gptq" with stored 8 everywhere give garbage when read as they claim. A symmetric layer shows the truth, because its zero
-point is 2^(bits-1): stored 7 everywhere (4 bits) is version 1, stored 8 everywhere version 2. The symmetric layers of a model
-decide for its others; only where there are none does the label decide. Either way the note of the module says what was read.
+How, says zero_convention; the note of every layer says what was read, and how clearly the data show it.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qcompile.errors import UnsupportedSchemeError, WeightError
-from qcompile.frontends import grouped
+from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
+from qcompile.frontends import grouped, notes
 from qcompile.frontends.product import Structure
+from qcompile.frontends.stored_checks import FLOATS, need_finite, need_groups, need_tensor
+from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
 from qcompile.readers.layouts import unpack_words
 
-KNOWN_BITS = (2, 4, 8)
-WAY_OUT = "Load the model dense, or quantize it to 2, 4 or 8 bits."
+KNOWN_BITS = (2, 3, 4, 8)
+DISAGREES = "its own forward cannot be traced and agrees with no GPTQ reading: left as it is"
+WAY_OUT = "Load the model dense, or quantize it to 2, 3, 4 or 8 bits."
 
 
 @dataclass(frozen=True)
@@ -32,40 +31,75 @@ class Shape:
     k: int
 
 
-def prepare(model: nn.Module) -> None:
+Plan = tuple[Any, str, Structure, tuple[bool, bool], str]
+Layer = tuple[str, Any, Shape]
+
+
+def prepare(model: nn.Module, strict: bool = False) -> None:
     """Give GPTQ modules of known libraries, and others whose own forward cannot be traced, a traceable forward.
 
-    Modules of other code whose forward Dynamo captures whole are left alone: recognition reads them by value. Raises
-    UnsupportedSchemeError for other widths and WeightError for contradictory tensors, before anything is changed.
+    Modules of other code whose forward Dynamo captures whole are left alone: recognition reads them by value. A layer of another
+    width, or whose tensors contradict each other, stays as it was, and its note says why; with `strict` it raises
+    UnsupportedSchemeError or WeightError before anything is changed.
     """
-    found = [(path, module, shape) for path, module in grouped.candidates(model) if (shape := shape_of(path, module)) is not None]
+    found = _sound_layers(model, strict)
     if not found:
         return
-    stored = {path: stored_zeros(module, shape) for path, module, shape in found}
+    seen = {path: seen_in(module, shape) for path, module, shape in found}
     label = labelled_version(model)
-    version, why = decide_version([(shape.bits, stored[path]) for path, _, shape in found], label)
-    plans: list[tuple[Any, str, Structure, tuple[bool, bool], str]] = []
+    version, why = decide(list(seen.values()), label)
+    plans: list[Plan] = []
     known: dict[type, bool] = {}
     for path, module, shape in found:
-        here = module_version(module) or version
-        note = why if here == version else f"zero points read as version {here}, as the module says"
-        structure, used = reading(path, module, shape, stored[path], here)
-        if grouped.of_library(module):
-            if not grouped.in_checkpoint_order(module):
-                module.qcompile_note = f"{type(module).__name__} keeps its tensors in a kernel's own order: left as it is"
-                continue
-        else:
-            x = grouped.probe(module, shape.k)
-            if known.setdefault(type(module), grouped.traceable(module, x)):
-                continue
-            chosen = by_own_forward(module, path, shape, stored[path], x)
-            if chosen is None:
-                module.qcompile_note = "its own forward cannot be traced and agrees with no GPTQ reading: left as it is"
-                continue
-            structure, used, note = chosen
-        plans.append((module, path, structure, used, note))
+        try:
+            plan = _plan((path, module, shape), seen[path].stored, version, why, known)
+        except QCompileError as error:
+            if strict:
+                raise
+            grouped.left_as_it_is(module, error, "gptq")
+            continue
+        if plan is not None:
+            plans.append(plan)
     for module, path, structure, used, note in plans:
         grouped.replace(module, path, structure, used, note)
+
+
+def _sound_layers(model: nn.Module, strict: bool) -> list[Layer]:
+    """GPTQ layers whose tensors agree; with `strict` one that does not raises, otherwise its note says why."""
+    found: list[Layer] = []
+    for path, module in grouped.candidates(model):
+        try:
+            shape = shape_of(path, module)
+            if shape is not None:
+                check(path, module, shape)
+                found.append((path, module, shape))
+        except QCompileError as error:
+            if strict:
+                raise
+            grouped.left_as_it_is(module, error, "gptq")
+    return found
+
+
+def _plan(layer: Layer, stored: tuple[int, int] | None, version: int, why: str, known: dict[type, bool]) -> Plan | None:
+    """What becomes of one layer; None if it stays as it is."""
+    path, module, shape = layer
+    said = module_version(module)
+    here = said or version
+    note = why if said is None else f"zero points read as version {said}, as the module says"
+    if grouped.of_library(module):
+        if not grouped.in_checkpoint_order(module):
+            grouped.left_in_kernels_order(module, "gptq", shape.bits, shape.n, shape.k)
+            return None
+        structure, used = reading(path, module, shape, stored, here)
+        return module, path, structure, used, note
+    x = grouped.probe(module, shape.k)
+    if known.setdefault(type(module), grouped.traceable(module, x)):
+        return None
+    chosen = by_own_forward(module, path, shape, stored, x)
+    if chosen is None:
+        notes.decline(module, notes.Declined(DISAGREES, "gptq", shape.bits, shape.n, shape.k))
+        return None
+    return module, path, *chosen
 
 
 def shape_of(path: str, module: Any) -> Shape | None:
@@ -74,7 +108,7 @@ def shape_of(path: str, module: Any) -> Shape | None:
     groups, n = scales.shape
     if qweight.shape[1] != n:
         return None
-    if qzeros is not None and qzeros.dim() == 2 and n and qzeros.shape[1] * 32 % n == 0:
+    if qzeros is not None and qzeros.dim() == 2 and n and qzeros.shape[1] and qzeros.shape[1] * 32 % n == 0:
         bits = qzeros.shape[1] * 32 // n
     else:
         bits = int(getattr(module, "bits", 0) or 0)
@@ -83,11 +117,20 @@ def shape_of(path: str, module: Any) -> Shape | None:
             path, f"GPTQ with {bits or 'unknown'} bits", [f"{width} bits" for width in KNOWN_BITS], WAY_OUT
         )
     k = qweight.shape[0] * 32 // bits
-    if groups == 0 or k % groups:
+    if groups == 0 or k == 0 or k % groups:
         raise WeightError(f"{path}.scales", f"[G, {n}] with G a divisor of K={k}", str(list(scales.shape)))
-    if qzeros is not None and tuple(qzeros.shape) != (groups, n * bits // 32):
-        raise WeightError(f"{path}.qzeros", f"int32 {[groups, n * bits // 32]}", f"{qzeros.dtype} {list(qzeros.shape)}")
     return Shape(bits, k // groups, n, k)
+
+
+def check(path: str, module: Any, shape: Shape) -> None:
+    """WeightError unless dtypes, g_idx and scales are what GPTQ has; values are looked at where there are any (not on meta)."""
+    groups, g_idx, qzeros = shape.k // shape.group, getattr(module, "g_idx", None), getattr(module, "qzeros", None)
+    need_tensor(f"{path}.scales", module.scales, FLOATS, (groups, shape.n))
+    if qzeros is not None and qzeros.numel():
+        need_tensor(f"{path}.qzeros", qzeros, (torch.int32,), (groups, shape.n * shape.bits // 32))
+    if g_idx is not None and g_idx.numel():
+        need_groups(f"{path}.g_idx", g_idx, shape.k, shape.group)
+    need_finite(f"{path}.scales", module.scales)
 
 
 def stored_zeros(module: Any, shape: Shape) -> tuple[int, int] | None:
@@ -97,6 +140,19 @@ def stored_zeros(module: Any, shape: Shape) -> tuple[int, int] | None:
         return None
     least, most = torch.aminmax(unpack_words(qzeros, shape.bits, shape.k // shape.group, shape.n))
     return int(least), int(most)
+
+
+def seen_in(module: Any, shape: Shape) -> Evidence:
+    """What the layer's codes and zero points show about the convention."""
+    stored, bits, groups = stored_zeros(module, shape), shape.bits, shape.k // shape.group
+    if stored is None or Evidence(bits, stored).version is not None:
+        return Evidence(bits, stored)
+    chosen = channels(shape.n, shape.k).to(module.qweight.device)
+    codes = unpack_words(module.qweight.detach().index_select(1, chosen).t(), bits, len(chosen), shape.k)
+    zeros = unpack_words(module.qzeros.detach(), bits, groups, shape.n).index_select(1, chosen).t()
+    g_idx = getattr(module, "g_idx", None)
+    columns = torch.arange(shape.k, device="cpu") // shape.group if g_idx is None or g_idx.numel() == 0 else g_idx.detach().long()
+    return evidence(bits, stored, codes.cpu(), zeros.cpu(), columns.cpu())
 
 
 def labelled_version(model: nn.Module) -> int:
@@ -111,26 +167,6 @@ def module_version(module: Any) -> int | None:
     method = getattr(module, "qzero_format", None)
     said = method() if callable(method) else None
     return int(said) if isinstance(said, int) and said in {1, 2} else None
-
-
-def decide_version(layers: list[tuple[int, tuple[int, int] | None]], label: int) -> tuple[int, str]:
-    """The version that the symmetric layers show, or else the label's, and the sentence that says so."""
-    votes: Counter[int] = Counter()
-    for bits, stored in layers:
-        middle = 1 << (bits - 1)
-        if stored == (middle - 1, middle - 1):
-            votes[1] += 1
-        elif stored == (middle, middle):
-            votes[2] += 1
-    if len(votes) == 1:
-        (shown,) = votes
-        if shown != label:
-            return (
-                shown,
-                f"zero points read as version {shown}, which the symmetric layers show; the label says version {label}",
-            )
-        return shown, ""
-    return label, f"zero points read as version {label}, as the label says; no symmetric layer confirms it"
 
 
 def reading(
@@ -150,15 +186,8 @@ def in_order(path: str, g_idx: Tensor | None, shape: Shape) -> bool:
     """Whether g_idx says nothing (columns in order). WeightError unless every group has its `group` columns."""
     if g_idx is None or g_idx.numel() == 0:
         return True
-    groups = shape.k // shape.group
-    wide = g_idx.long()
-    if wide.shape != (shape.k,) or int(wide.min()) < 0 or int(wide.max()) >= groups:
-        raise WeightError(f"{path}.g_idx", f"[{shape.k}] with values 0 .. {groups - 1}", f"{list(wide.shape)}, {_range(wide)}")
-    if torch.equal(wide, torch.arange(shape.k, device=wide.device) // shape.group):
-        return True
-    if not bool((torch.bincount(wide, minlength=groups) == shape.group).all()):
-        raise WeightError(f"{path}.g_idx", f"{shape.group} columns in every group", "groups of different sizes")
-    return False
+    need_groups(f"{path}.g_idx", g_idx, shape.k, shape.group)
+    return torch.equal(g_idx.long(), torch.arange(shape.k, device=g_idx.device) // shape.group)
 
 
 def by_own_forward(
@@ -176,7 +205,3 @@ def by_own_forward(
             if grouped.agreement(module, structure, used, x, expected):
                 return structure, used, f"read as {layout}{'' if zeros else ', symmetric'}, which its own forward confirms"
     return None
-
-
-def _range(values: Tensor) -> str:
-    return f"{int(values.min())} .. {int(values.max())}" if values.numel() else "empty"

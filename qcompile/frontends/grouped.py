@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompile.errors import QCompileError, UnsupportedSchemeError
+from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, GroupedLinear, become
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.frontends.product import Structure
@@ -24,7 +26,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         tensors = {**module._parameters, **module._buffers}
         qweight, scales = tensors.get("qweight"), tensors.get("scales")
-        if qweight is None or scales is None or isinstance(module, FRONT_DOOR_CLASSES):
+        if qweight is None or scales is None or isinstance(module, FRONT_DOOR_CLASSES) or notes.DECLINED in module.__dict__:
             continue
         if qweight.dtype == torch.int32 and qweight.dim() == 2 and scales.dim() == 2 and scales.is_floating_point():
             yield path, module
@@ -41,6 +43,22 @@ def is_loaded(module: nn.Module) -> bool:
 
 def in_checkpoint_order(module: nn.Module) -> bool:
     return type(module).__name__ in PLAIN_CLASSES or is_loaded(module)
+
+
+def left_as_it_is(module: nn.Module, error: QCompileError, form: str) -> None:
+    """Note that a library's layer is not served because of `error`; other code may hold tensors of these names that mean other things."""
+    if not of_library(module):
+        return
+    if not in_checkpoint_order(module):
+        left_in_kernels_order(module, form)
+        return
+    why = f"scheme {error.scheme} is not supported" if isinstance(error, UnsupportedSchemeError) else str(error)
+    notes.decline(module, notes.Declined(f"{why}: left as it is", form))
+
+
+def left_in_kernels_order(module: nn.Module, form: str, bits: int = 0, n: int = 0, k: int = 0) -> None:
+    why = f"{type(module).__name__} keeps its tensors in a kernel's own order: left as it is"
+    notes.decline(module, notes.Declined(why, form, bits, n, k))
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:
@@ -92,4 +110,4 @@ def replace(module: Any, path: str, structure: Structure, used: tuple[bool, bool
     become(module, GroupedLinear, structure, path)
     module.used = used
     if note:
-        module.qcompile_note = note
+        notes.note(module, note)

@@ -1,48 +1,25 @@
-"""The piece that plugs into transformers' loading: it gives each quantized Linear the parameters that the files hold for it."""
+"""The piece that plugs into transformers' loading: it gives each quantized layer the parameters that the files hold for it."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers import base as quantizers_base
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qcompile.errors import UnsupportedSchemeError, WeightError
-from qcompile.frontends import awq, compressed_tensors, gptq
-from qcompile.frontends.checkpoint_schemes import scheme_of
-from qcompile.frontends.experts import DequantizeMerged
+from qcompile.errors import CONFIG_WAY_OUT, CheckpointError, UnsupportedSchemeError, WeightError
+from qcompile.frontends import awq, compressed_tensors, foreign, gptq, grouped, notes
+from qcompile.frontends.checkpoint_schemes import group_of, ignores, scheme_of
+from qcompile.frontends.completeness import PARTS, Stored, compared
+from qcompile.frontends.experts import DequantizeMerged, declined, version_of_merged
+from qcompile.frontends.folder import headers
+from qcompile.frontends.grouped_entry import need_as_configured
+from qcompile.frontends.session import Session, current
 
 METHOD = "qcompile"
-
-# Names after the layer's own, in every format; `weight` only counts if it is stored as int8.
-PARTS = (
-    *("weight_packed", "weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx"),
-    *("input_scale", "input_zero_point", "input_global_scale", "qweight", "qzeros", "scales", "g_idx"),
-)
-PACKED = ("weight_packed", "qweight")
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
 FRONT_DOORS = {"compressed-tensors": compressed_tensors.prepare, "gptq": gptq.prepare, "awq": awq.prepare}
 
 
@@ -59,9 +36,24 @@ class LoadingLinear(nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        stand_in = torch.empty((self.out_features, self.in_features), device="meta")
-        stand_in._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves it alone
-        return stand_in
+        return _stand_in(self.out_features, self.in_features)
+
+
+class LoadingEmbedding(nn.Embedding):
+    """The same for an embedding."""
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        return _stand_in(self.num_embeddings, self.embedding_dim)
+
+
+LOADING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LoadingLinear, nn.Embedding: LoadingEmbedding}
+
+
+def _stand_in(*shape: int) -> torch.Tensor:
+    found = torch.empty(shape, device="meta")
+    found._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves it alone
+    return found
 
 
 # Typed as Any: transformers annotates its abstract methods in ways that no subclass of its own satisfies.
@@ -89,26 +81,34 @@ class Quantizer(Base):  # type: ignore[misc]
         return True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        entry = entry_of(self)
-        layers = stored_layers(model, kwargs.get("checkpoint_files") or ())
+        session = current()
+        session.headers = session.headers or headers(kwargs.get("checkpoint_files") or ())
+        layers, merged = compared(model, session)
+        if not layers and not merged:
+            raise CheckpointError(session.folder, "safetensors files", "tensors of quantized layers", "none")
         for path, parts in layers.items():
-            module = model.get_submodule(path)
-            if not isinstance(module, nn.Linear):
-                known = ["Linear layers"]
-                raise UnsupportedSchemeError(path, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
-            _give_parameters(path, module, parts)
-            if entry["quant_method"] == "compressed-tensors":
-                module.quantization_scheme = scheme_of(entry, path)  # type: ignore[assignment]
-                module.quantization_status = "compressed"  # type: ignore[assignment]
-            else:
-                module.qcompile_loaded = True  # type: ignore[assignment]
-        if not layers:
-            raise WeightError(str(model.config.name_or_path), "tensors of quantized layers", "none in the safetensors files")
+            try:
+                _ready(model, path, parts, session)
+            except WeightError as error:
+                raise session.error(error) from error
+        session.dtypes = {path: model.dtype for path in session.foreign}
+        if merged:
+            version_of_merged(merged, session)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        entry = entry_of(self)
+        session, entry = current(), entry_of(self)
         model.config.quantization_config = entry
-        FRONT_DOORS[entry["quant_method"]](model)
+        for path in session.foreign:
+            foreign.attach(_unstand(model.get_submodule(path)), session.schemes[path])
+        try:
+            FRONT_DOORS[entry["quant_method"]](model, strict=True)
+        except WeightError as error:
+            raise session.error(error) from error
+        for path in session.foreign:
+            foreign.settle(model.get_submodule(path), path, session.dtypes[path])
+        for path, count in session.merged.items():
+            notes.decline(model.get_submodule(path), declined(path, count, session))
+        notes.register(model)
         return model
 
 
@@ -124,64 +124,88 @@ def register() -> None:
     register_quantizer(METHOD)(Quantizer)
 
 
-Stored = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
+    """Give one module the parameters that its front door or its library expects; WeightError if the files hold others."""
+    entry, module = session.entry or {}, model.get_submodule(path)
+    if type(module) not in LOADING or (entry["quant_method"] != "compressed-tensors" and not isinstance(module, nn.Linear)):
+        known = ["Linear layers"]
+        raise UnsupportedSchemeError(path, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
+    if entry["quant_method"] != "compressed-tensors":
+        need_as_configured(path, module, parts, entry)
+        _give_parameters(module, parts)
+        module.qcompile_loaded = True
+        _check_meta(path, module, entry["quant_method"])
+        return
+    kind = type(module).__name__
+    group = _group(path, entry, kind, session)
+    _give_parameters(module, parts)
+    module.quantization_scheme = scheme_of(entry, path, kind)
+    module.quantization_status = "compressed"
+    try:
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedSchemeError(path, "of a layer that is no Linear", compressed_tensors.KNOWN_SCHEMES, "")
+        compressed_tensors.plan(path, module, model)
+        _need_parts(path, parts, *compressed_tensors.parts_of(module.quantization_scheme))
+    except UnsupportedSchemeError as error:
+        session.foreign[path] = error.scheme
+        session.schemes[path] = foreign.library_scheme(session.folder, path, entry, group, error.scheme)
+        del module.quantization_scheme, module.quantization_status
 
 
-def stored_layers(model: Any, files: Iterable[str]) -> dict[str, Stored]:
-    """For every quantized layer of the files that the model has, by its path: the name, dtype and shape of its tensors."""
-    stems: dict[str, Stored] = {}
-    for file in files:
-        if not str(file).endswith(".safetensors"):
-            raise WeightError(str(file), "a .safetensors file", "another kind of file")
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - the reader is no dictionary
-                stem, _, part = key.rpartition(".")
-                if part in {*PARTS, "weight", "bias"}:
-                    piece = tensors.get_slice(key)
-                    stems.setdefault(stem, {})[part] = (DTYPES[piece.get_dtype()], tuple(piece.get_shape()))
-    rename = _renaming(model)
-    found = {rename(stem): parts for stem, parts in stems.items() if is_quantized(parts)}
-    found.pop("", None)  # merged with others while loading
-    return found
+def _group(path: str, entry: Mapping[str, Any], class_name: str, session: Session) -> Mapping[str, Any]:
+    group, file = group_of(entry, path, class_name), f"{session.folder}/config.json"
+    if group is None or group.get("weights") is None:
+        what, expected = "quantization_config.config_groups", f"a group with weights whose targets name {path}"
+        raise CheckpointError(file, what, expected, "none, though the files hold it quantized", CONFIG_WAY_OUT)
+    if ignores(entry, path, class_name):
+        what, expected = "quantization_config.ignore", "layers that the files hold dense"
+        raise CheckpointError(file, what, expected, f"{path}, which they hold quantized", CONFIG_WAY_OUT)
+    return group
 
 
-def is_quantized(parts: Stored) -> bool:
-    return any(name in parts for name in PACKED) or ("weight_scale" in parts and "weight" in parts)
+def _need_parts(path: str, parts: Stored, must: set[str], may: set[str]) -> None:
+    """WeightError unless the files hold what the scheme has, and nothing more."""
+    held = set(parts) - {"bias"}
+    for name in sorted(must - held):
+        raise WeightError(f"{path}.{name}", "a tensor of that name, which the scheme has", "nothing")
+    for name in sorted(held - must - may):
+        raise WeightError(f"{path}.{name}", f"only {', '.join(sorted(must | may))} and a bias", f"it too, {parts[name]}")
 
 
-def _renaming(model: Any) -> Any:
-    """Layer name in the files -> path in the model as transformers renames while loading; "" for layers that it merges."""
-    mapping = get_model_conversion_mapping(model)
-    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
-    converters = [step for step in mapping if isinstance(step, WeightConverter)]
-    expected = model.state_dict()
-
-    def rename(stem: str) -> str:
-        key, merged = rename_source_key(f"{stem}.weight", renamings, converters, model.base_model_prefix, expected)
-        if merged is not None:
-            return ""
-        if key not in expected:
-            what = f"a layer that {type(model).__name__} lacks"
-            raise UnsupportedSchemeError(stem, what, ["layers of the model"], "Pass model_class=... to qcompile.load.")
-        return key.removesuffix(".weight")
-
-    return rename
+def _check_meta(path: str, module: Any, method: str) -> None:
+    """What the front door will check, already now for shapes and dtypes."""
+    found = dict(grouped.candidates(module))
+    if "" not in found:
+        raise WeightError(f"{path}.qweight", "int32 qweight and floating point scales, both of two dimensions", "others")
+    if method == "awq":
+        structure = awq.structure_of(path, module)
+        if structure is None:
+            raise WeightError(f"{path}.qweight", "a tensor [K, N / 8]", str(list(module.qweight.shape)))
+        awq.check(path, module, structure)
+        return
+    shape = gptq.shape_of(path, module)
+    if shape is None:
+        raise WeightError(f"{path}.qweight", "a tensor [K * bits / 32, N]", str(list(module.qweight.shape)))
+    gptq.check(path, module, shape)
 
 
-def _give_parameters(path: str, module: nn.Linear, parts: Stored) -> None:
-    names = [name for name in parts if name in PARTS]
-    if "weight" in parts:
-        dtype, shape = parts["weight"]
-        if dtype != torch.int8:
-            known, way_out = compressed_tensors.KNOWN_SCHEMES, compressed_tensors.WAY_OUT
-            raise UnsupportedSchemeError(path, f"weights stored as {dtype}", known, way_out)
-        names.append("weight")
+def _give_parameters(module: Any, parts: Stored) -> None:
+    kind = type(module)
+    names = [name for name in parts if name != "bias"]
     if "bias" in parts and module._parameters.get("bias") is None:
         names.append("bias")
     del module.weight
     if "weight" not in parts:
-        module.__class__ = LoadingLinear
+        module.__class__ = LOADING[kind]
     for name in names:
-        dtype, shape = parts[name]
         module._parameters.pop(name, None)
-        module.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
+        empty = torch.empty(parts[name].shape, dtype=parts[name].dtype, device="meta")
+        module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+
+
+def _unstand(module: Any) -> Any:
+    """The module with its own class again."""
+    for plain, stand_in in LOADING.items():
+        if type(module) is stand_in:
+            module.__class__ = plain
+    return module

@@ -2,18 +2,26 @@
 
 transformers does the reading (shards, renamed keys, tied weights, buffers such as rotary frequencies, generation config), tensor by
 tensor into place. Which layers are quantized, and with which tensors, is taken from the headers of the files, not guessed from the
-config; the config gives the scheme (activations, group sizes).
+config; the config gives the scheme (activations, group sizes), and both must agree with each other and with the model.
 """
 
+import copy
+from collections.abc import Mapping
+from importlib import import_module
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from qcompile.errors import UnsupportedSchemeError
-from qcompile.frontends.checkpoint_schemes import METHODS, known_methods, legacy_entry
-from qcompile.frontends.hf_quantizer import METHOD, register
+from qcompile.errors import CONFIG_WAY_OUT, DAMAGED, CheckpointError, QCompileError, UnsupportedVersionError
+from qcompile.frontends.checkpoint_entry import checked
+from qcompile.frontends.checkpoint_schemes import legacy_entry
+from qcompile.frontends.folder import Headers, config_entry, headers, weight_files
+from qcompile.frontends.session import Session, loading
+
+OLDEST = (5, 20)
+WANTED = f">={OLDEST[0]}.{OLDEST[1]}"
 
 
 def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "auto", **kw: Any) -> Any:
@@ -21,30 +29,141 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
 
     model_class: the transformers class; by default the one that config.json names under `architectures`. dtype: of everything that
     is not quantized, by default what config.json says; scales keep the file's own dtype. kw goes to `from_pretrained` (not
-    `quantization_config` or `device_map`). A folder that is not quantized loads as it is. Raises UnsupportedSchemeError for a
-    quantization method or scheme that is not known, WeightError for contradictory tensors; both name the layer.
+    `quantization_config` or `device_map`). A folder that is not quantized loads as it is; a layer of a scheme that is not known is
+    made dense by compressed-tensors, and the report says so. Raises CheckpointError (a WeightError) for files that cannot be read or
+    contradict each other, config.json or the model, which names file and tensor; UnsupportedSchemeError for a quantization method
+    that is not known; UnsupportedVersionError without a transformers that can do this.
     """
-    register()
+    transformers = _transformers()
     name = str(path)
-    config: Any = kw.pop("config", None) or transformers.AutoConfig.from_pretrained(name)
-    entry = legacy_entry(config)
+    folder = _local(path, kw)
+    raw = config_entry(folder) if folder is not None and "config" not in kw else None
+    config = copy.deepcopy(kw.pop("config", None)) or _config(transformers, name, folder, kw)
+    chosen = model_class is not None
     model_class = model_class or class_of(config)
-    if entry is None:
-        model: Any = model_class.from_pretrained(name, config=config, dtype=dtype, **kw)
-        return model.eval()
-    method = str(entry.get("quant_method", ""))
-    if method not in METHODS:
-        way_out = f"Load it with {model_class.__name__}.from_pretrained and qcompile.compile the result."
-        raise UnsupportedSchemeError(name, f"quant_method {method!r}", known_methods(), way_out)
-    config.quantization_config = {"quant_method": METHOD, "entry": entry}
-    with torch.no_grad():
-        model = model_class.from_pretrained(name, config=config, dtype=dtype, **kw)
-    return model.eval()
+    session = Session(name, _checked_entry(name, config, raw, model_class), chosen)
+    if folder is not None:
+        session.headers = _headers(folder, kw, session.entry is not None)
+    options = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kw}
+    if session.entry is not None:
+        quantizer = import_module("qcompile.frontends.hf_quantizer")
+        quantizer.register()
+        config.quantization_config = {"quant_method": quantizer.METHOD, "entry": session.entry}
+    with torch.no_grad(), loading(session):
+        model, info = _read(model_class, name, options, session, folder is not None)
+    _need_complete(model, info, session)
+    return (model, info) if kw.get("output_loading_info") else model.eval()
+
+
+def _transformers() -> Any:
+    """transformers, if it is one whose loading this can plug into."""
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError as error:
+        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, f"none ({error})") from error
+    found = str(transformers.__version__)
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if numbers < OLDEST:
+        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, found)
+    try:
+        import_module("qcompile.frontends.hf_quantizer")
+    except ImportError as error:
+        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, f"{found} ({error})") from error
+    return transformers
+
+
+def _local(path: str | PathLike[str], kw: Mapping[str, Any]) -> Path | None:
+    """The folder on this machine, None for a name on the Hub."""
+    folder = Path(path)
+    return folder / str(kw.get("subfolder") or "") if folder.is_dir() else None
+
+
+def _config(transformers: Any, name: str, folder: Path | None, kw: Mapping[str, Any]) -> Any:
+    given = {key: kw[key] for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only") if key in kw}
+    given |= {key: kw[key] for key in ("trust_remote_code",) if key in kw}
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **given)
+    except Exception as error:
+        if folder is None:
+            raise
+        raise CheckpointError(str(folder / "config.json"), "", "a model's configuration", _words(error), CONFIG_WAY_OUT) from error
+
+
+def _checked_entry(name: str, config: Any, raw: object, model_class: Any) -> dict[str, Any] | None:
+    found = raw if raw is not None else legacy_entry(config)
+    if found is None:
+        return None
+    way_out = f"Load it with {model_class.__name__}.from_pretrained and qcompile.compile the result."
+    return checked(f"{name}/config.json", found, way_out)
+
+
+def _headers(folder: Path, kw: Mapping[str, Any], quantized: bool) -> Headers:
+    files = weight_files(folder, kw.get("variant"))
+    if files is None and quantized:
+        raise CheckpointError(str(folder), "", "model.safetensors or model.safetensors.index.json", "neither")
+    return headers(files or ())
+
+
+def _read(model_class: Any, name: str, options: dict[str, Any], session: Session, local: bool) -> tuple[Any, Any]:
+    try:
+        found: tuple[Any, Any] = model_class.from_pretrained(name, **options)
+        return found
+    except QCompileError:
+        raise
+    except Exception as error:
+        if session.problem is not None:
+            raise session.problem from error
+        if not local:
+            raise
+        if _cannot_be_built(model_class, options["config"]):
+            file, expected = f"{name}/config.json", f"values from which a {model_class.__name__} can be made"
+            raise CheckpointError(file, "", expected, _words(error), CONFIG_WAY_OUT) from error
+        raise CheckpointError(name, "", "files from which the model can be loaded", _words(error), DAMAGED) from error
+
+
+def _cannot_be_built(model_class: Any, config: Any) -> bool:
+    config = copy.deepcopy(config)
+    try:
+        with torch.device("meta"):
+            model_class(config)
+    except Exception:  # a class says in its own words what it does not like
+        return True
+    return False
+
+
+def _need_complete(model: Any, info: Mapping[str, Any], session: Session) -> None:
+    """What transformers says about keys, and what became of the tensors: everything is there, and nothing was made up."""
+    for key, found, wanted in sorted(info.get("mismatched_keys") or (), key=str):
+        raise CheckpointError(session.file_of(key), key, str(list(wanted)), str(list(found)))
+    for key in sorted(info.get("missing_keys") or ()):
+        raise CheckpointError(session.file_of(key), key, "a tensor of that name", "nothing")
+    surplus = [key for key in sorted(info.get("unexpected_keys") or ()) if not _harmless(model, session, key)]
+    for key in surplus:
+        raise CheckpointError(session.file_of(key), key, f"a tensor that {type(model).__name__} has", "another one")
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise CheckpointError(session.file_of(key), key, "values", "none")
+    if session.entry is None:
+        for key, tensor in model.named_parameters():
+            if not tensor.is_floating_point():
+                raise CheckpointError(session.file_of(key), key, "a floating point tensor", str(tensor.dtype))
+
+
+def _harmless(model: Any, session: Session, key: str) -> bool:
+    found: bool = import_module("qcompile.frontends.completeness").harmless(model, session, key, key)
+    return found
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines[:3])}"[:300]
 
 
 def class_of(config: Any) -> Any:
     """The transformers class that the config's `architectures` names; AutoModel if it names none that exists."""
-    for name in getattr(config, "architectures", None) or ():
+    transformers: Any = import_module("transformers")
+    given = getattr(config, "architectures", None)
+    for name in given if isinstance(given, list | tuple) else ():
         found = getattr(transformers, str(name), None)
         if found is not None:
             return found

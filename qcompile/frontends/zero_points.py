@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompile.errors import WeightError
+from qcompile.errors import LostWeightError
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def loading_asymmetric() -> Generator[None]:
 
 
 def restored_zero_point(model: nn.Module, path: str, shape: tuple[int, int]) -> Tensor:
-    """The file's zero points (int32, packed) of the module at `path`; WeightError if the model's folder is not at hand."""
+    """The file's zero points (int32, packed) of the module at `path`; LostWeightError if the model's folder is not at hand."""
     config: Any = getattr(model, "config", None)
     folder = Path(str(getattr(config, "_name_or_path", "") or ""))
     name = f"{path}.weight_zero_point"
@@ -56,7 +56,7 @@ def restored_zero_point(model: nn.Module, path: str, shape: tuple[int, int]) -> 
     names = {name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")}
     found = _from_folder(folder, names) if folder.is_dir() else None
     if found is None or found.dtype != torch.int32 or tuple(found.shape) != shape:
-        raise WeightError(
+        raise LostWeightError(
             name,
             f"packed zero points, int32 {list(shape)}",
             "unpacked ones, which loading made up because the shapes in the file did not fit. Use qcompile.load(folder)",

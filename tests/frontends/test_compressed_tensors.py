@@ -1,6 +1,7 @@
 """A prepared model gives the library's own decompressed numbers bit by bit, in one graph, for every scheme and kind of model."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +16,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import qcompile
-from qcompile.errors import UnsupportedSchemeError, WeightError
+from qcompile.errors import LostWeightError, UnservedError
 from qcompile.frontends import prepare, prepared_notes
 from qcompile.frontends.linear import ByteLinear, PackedLinear
 from qcompile.frontends.zero_points import loading_asymmetric
@@ -204,16 +205,42 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("preset", UNKNOWN)
-def test_an_unknown_scheme_is_named_with_the_known_ones_and_the_way_out(preset: str, tmp_path: Path) -> None:
+def test_a_layer_of_an_unknown_scheme_is_left_to_the_library_and_the_others_are_served(preset: str, tmp_path: Path) -> None:
     model = from_pretrained(compressed_tensors_folder(tmp_path, group=32).path)
     linear = model.model.layers[1].mlp.up_proj
     scheme = import_module("compressed_tensors.quantization").preset_name_to_scheme(preset, ["Linear"])
     scheme.format = UNKNOWN[preset]
     linear.quantization_scheme = scheme
-    with pytest.raises(UnsupportedSchemeError, match=r"layers\.1\.mlp\.up_proj: scheme .*Supported: .*dequantize=True"):
-        prepare(model)
-    assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear  # nothing was changed
-    assert hasattr(model, "ct_decompress_hook")
+    prepare(model)
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 13
+    assert type(linear) is nn.Linear
+    assert prepared_notes(model)["model.layers.1.mlp.up_proj"].startswith("scheme (")
+    # The library's hook stays for as long as there is something that only it can decompress.
+    dense = getattr(linear, "weight", None) is not None
+    assert hasattr(model, "ct_decompress_hook") != dense
+    assert ("made dense" in prepared_notes(model)["model.layers.1.mlp.up_proj"]) == dense
+
+
+def test_a_layer_that_is_not_served_has_a_row_and_is_an_error_where_that_was_asked_for(tmp_path: Path) -> None:
+    """W4A4 beside W4A16: the library rounds the activations of its layer, as without us."""
+    path = compressed_tensors_folder(tmp_path, group=32).path
+    model, expected = from_pretrained(path), from_pretrained(path)
+    library = import_module("compressed_tensors.quantization")
+    for each in (model, expected):
+        scheme = copy.deepcopy(each.model.layers[1].mlp.up_proj.quantization_scheme)
+        scheme.input_activations = library.QuantizationArgs(num_bits=4, strategy="token", dynamic=True)
+        each.model.layers[1].mlp.up_proj.quantization_scheme = scheme
+        import_module("compressed_tensors.quantization.lifecycle.forward").set_forward_quantized(each.model.layers[1].mlp.up_proj)
+    ids = token_ids(model.config)
+    torch._dynamo.reset()
+    compiled = qcompile.compile(model, rest="eager", measure=False)
+    assert (output(compiled, ids) - output(expected, ids)).abs().max() < 0.05
+    rows = {row.module: row for row in qcompile.report().unserved}
+    assert list(rows) == ["model.layers.1.mlp.up_proj"]
+    assert "int4 token" in rows["model.layers.1.mlp.up_proj"].declined
+    torch._dynamo.reset()
+    with pytest.raises(UnservedError, match=r"model\.layers\.1\.mlp\.up_proj: scheme"):
+        output(qcompile.compile(model, rest="eager", measure=False, fallback="error"), ids)
 
 
 def replace(module: Any, name: str, value: torch.Tensor) -> None:
@@ -239,8 +266,26 @@ def test_contradictory_tensors_are_named(damage: Callable[[Any], None], message:
     linear = model.model.layers[0].self_attn.q_proj
     linear.quantization_scheme = copy.deepcopy(linear.quantization_scheme)
     damage(linear)
-    with pytest.raises(WeightError, match=r"model\.layers\.0\.self_attn\.q_proj.*" + message):
-        prepare(model)
+    prepare(model)
+    assert type(linear) is nn.Linear
+    assert re.search(message, prepared_notes(model)["model.layers.0.self_attn.q_proj"])
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 13
+
+
+def test_an_infinite_scale_is_left_to_the_library(tmp_path: Path) -> None:
+    model = from_pretrained(compressed_tensors_folder(tmp_path, group=32).path)
+    model.model.layers[0].self_attn.q_proj.weight_scale.data[0, 0] = float("inf")
+    prepare(model)
+    assert "weight_scale: expected finite values, got 1 of 128" in prepared_notes(model)["model.layers.0.self_attn.q_proj"]
+    assert model.model.layers[0].self_attn.q_proj.weight.isinf().any()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_global_scale_that_is_no_factor_is_refused(value: float, tmp_path: Path) -> None:
+    model = from_pretrained(compressed_tensors_folder(tmp_path, format="nvfp4-pack-quantized").path)
+    model.model.layers[0].self_attn.q_proj.weight_global_scale.data.fill_(value)
+    prepare(model)
+    assert "weight_global_scale: expected finite values above 0" in prepared_notes(model)["model.layers.0.self_attn.q_proj"]
 
 
 # --- asymmetric checkpoints ------------------------------------------------------------------------------------------------------
@@ -265,7 +310,7 @@ def test_made_up_zero_points_without_the_folder_are_refused(tmp_path: Path) -> N
     path = compressed_tensors_folder(tmp_path, group=32, symmetric=False).path
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, ignore_mismatched_sizes=True)
     model.config._name_or_path = "somewhere/else"
-    with pytest.raises(WeightError, match=r"q_proj\.weight_zero_point: expected packed zero points.*qcompile\.load"):
+    with pytest.raises(LostWeightError, match=r"q_proj\.weight_zero_point: expected packed zero points.*qcompile\.load"):
         prepare(model)
 
 
