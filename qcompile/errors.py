@@ -39,6 +39,13 @@ class UnsupportedSchemeError(QCompileError, ValueError):
         super().__init__(f"{module}: scheme {scheme} is not supported. Supported: {', '.join(sorted(known))}. {way_out}")
 
 
+class UnsupportedVersionError(QCompileError, ImportError):
+    """Something failed in a release of a library that qcompile was not tried with; the message says which were, and what failed."""
+
+    def __init__(self, sentence: str, error: BaseException) -> None:
+        super().__init__(f"{sentence} What fails with it: {type(error).__name__}: {error}")
+
+
 class KernelRefusedError(QCompileError, ValueError):
     """A kernel asked for by name cannot take this weight or cannot run here."""
 
@@ -85,6 +92,8 @@ class PassOrderError(QCompileError, AssertionError):
     def __init__(self, name: str, missing: Iterable[str]) -> None:
         super().__init__(f"pass {name!r} needs {', '.join(sorted(missing))}, which no earlier pass gives")
 
+
+UNTRIED_VERSION = "qcompile was tried with {library} {tried}, and this is {version}: {command}."
 
 TRAINING_WARNING = (
     "qcompile: gradients are needed here, so this graph goes to Inductor unchanged and keeps its dense arithmetic. "
