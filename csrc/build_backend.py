@@ -11,8 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-from scikit_build_core import build as scikit_build
+try:
+    from packaging.requirements import Requirement
+    from scikit_build_core import build as scikit_build
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"building qcompile without isolation needs scikit-build-core ({error}): pip install scikit-build-core"
+    ) from error
 
 ROOT = Path(__file__).resolve().parent.parent
 WAY_OUT = (

@@ -12,7 +12,9 @@ HARDWARE = re.compile(
     re.IGNORECASE,
 )
 # What CI installs, so that a skip for want of it is a mistake; zentorch only where a release of it runs.
-INSTALLED = re.compile(r"\b(transformers|compressed.tensors|clang|compiler|built (without|before)|compiled kernels|MiniLM|tlparse)\b", re.IGNORECASE)
+INSTALLED = re.compile(
+    r"\b(transformers|compressed.tensors|clang|compiler|built (without|before)|compiled kernels|MiniLM|tlparse)\b", re.IGNORECASE
+)
 ZENTORCH = re.compile(r"\bzentorch\b", re.IGNORECASE)
 
 
