@@ -15,7 +15,7 @@ CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 READY := $(STAMPS)/extension $(STAMPS)/zentorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types dist check-wheel bench clean lock format
+.PHONY: help setup demo test commands lint types dist check-wheel bench clean lock format
 .DELETE_ON_ERROR:
 
 help:  ## print this help
@@ -28,6 +28,9 @@ demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compa
 
 test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests (PYTEST_ARGS="-k report -x")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+commands: $(READY)  ## every command that README and docs show, with small sizes
+	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)
 
 lint: $(STAMPS)/packages  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -44,6 +47,7 @@ types: $(READY)  ## mypy strict and pyright strict
 dist: $(STAMPS)/packages  ## wheel and sdist in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
+	.ci/repair-wheel dist "$(BIN)"
 	ls -l dist
 
 check-wheel: dist  ## install the wheel into an empty environment and import it from there
