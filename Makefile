@@ -1,7 +1,8 @@
 # Every target does its own set-up in .venv; stamp files make second runs quick. Needs Python 3.11, gcc, cmake, ninja and a package index.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= 2.13.0
-ZENTORCH ?= 2.13.0.2
+# PyTorch's own index, asked where the package index has no CPU build of torch; the default build is for CUDA on Linux (gigabytes).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MINILM ?= 0.1.0
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,12 +12,10 @@ SOURCES := $(shell find csrc -type f 2>/dev/null)
 SIZE ?= small
 CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 
-# zentorch's kernels need an x86-64 processor with AVX-512 and are only published for Linux.
-AVX512 := $(shell test "$$(uname -sm)" = "Linux x86_64" && grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo yes)
-READY := $(STAMPS)/extension $(if $(AVX512),$(STAMPS)/zentorch)
+READY := $(STAMPS)/extension $(STAMPS)/zentorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types dist check-wheel bench clean lock format
+.PHONY: help setup demo test commands lint types dist check-wheel bench clean lock format
 .DELETE_ON_ERROR:
 
 help:  ## print this help
@@ -29,6 +28,9 @@ demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compa
 
 test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests (PYTEST_ARGS="-k report -x")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+commands: $(READY)  ## every command that README and docs show, with small sizes
+	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)
 
 lint: $(STAMPS)/packages  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -45,6 +47,7 @@ types: $(READY)  ## mypy strict and pyright strict
 dist: $(STAMPS)/packages  ## wheel and sdist in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
+	.ci/repair-wheel dist "$(BIN)"
 	ls -l dist
 
 check-wheel: dist  ## install the wheel into an empty environment and import it from there
@@ -65,16 +68,20 @@ $(STAMPS)/torch-$(TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "qcompile needs Python 3.11 or later: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
-	@echo "installing torch $(TORCH): the CPU build where the index has one (see README, Install), otherwise the default build"
-	$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH)"
+	@echo "installing torch $(TORCH): the CPU build, from the package index or PyTorch's; otherwise the default build"
+	$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(PIP) install --retries 1 --timeout 30 --index-url "$(TORCH_INDEX)" "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(PIP) install "torch==$(TORCH)"
 	@touch $@
 
 $(STAMPS)/packages: $(STAMPS)/torch-$(TORCH) .ci/requirements.txt
 	$(PIP) install --requirement .ci/requirements.txt
 	@touch $@
 
-$(STAMPS)/zentorch: $(STAMPS)/packages
-	$(PIP) install --constraint .ci/requirements.txt "zentorch==$(ZENTORCH)"
+# qcompile says which release of zentorch runs on this machine with this torch, if any.
+$(STAMPS)/zentorch: $(STAMPS)/extension
+	release=$$($(BIN)/python -c "from qcompile.platform import libraries, platform; print(libraries.zentorch_release(platform()))") \
+	  && if test -n "$$release"; then $(PIP) install --constraint .ci/requirements.txt "zentorch==$$release"; fi
 	@touch $@
 
 $(STAMPS)/minilm: $(STAMPS)/packages
@@ -82,7 +89,7 @@ $(STAMPS)/minilm: $(STAMPS)/packages
 	@touch $@
 
 $(STAMPS)/extension: $(STAMPS)/packages pyproject.toml $(SOURCES)
-	$(PIP) install --no-build-isolation --no-deps --editable .
+	$(PIP) install --no-build-isolation --no-deps $(if $(CI),--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON) --editable .
 	@touch $@
 
 $(STAMPS)/clang: $(STAMPS)/packages $(wildcard .ci/install-clang)

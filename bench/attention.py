@@ -1,15 +1,16 @@
 """Attention of few query rows and the dense product of one row: ours, PyTorch's, and the time of reading the bytes, in one run.
 
-    python bench/attention.py [threads]
+    python bench/attention.py
 
 Operands are cold in cache; peers take turns call by call. For every line: the least and the median of each peer in microseconds,
 its relative error against float64, and the time that the bytes take at the bandwidth measured in the same run.
 """
 
+import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,6 @@ from torch import Tensor
 
 from qcompile.platform import platform
 from qcompile.targets import native_attention, native_dense
-
-ROUNDS = 40
-COLD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,20 @@ DENSE = ((32000, 2048), (4096, 4096), (1024, 1024))
 Peer = Callable[[int], Tensor]
 
 
-def bandwidth() -> float:
+@dataclass(frozen=True)
+class Effort:
+    """rounds: calls of each peer; cold_bytes: of all sets of operands, so that each is out of the caches when its turn comes."""
+
+    rounds: int
+    cold_bytes: int
+
+    def sets(self, size: int) -> int:
+        return max(2, min(64, self.cold_bytes // size))
+
+
+def bandwidth(effort: Effort) -> float:
     """Bytes per second of reading memory with PyTorch's threads, the best of some."""
-    blocks = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
+    blocks = torch.ones(effort.cold_bytes // 8, dtype=torch.int64)
     times = []
     for _ in range(8):
         start = time.perf_counter()
@@ -63,10 +72,10 @@ def bandwidth() -> float:
     return blocks.nbytes / min(times)
 
 
-def race(peers: dict[str, Peer], sets: int) -> dict[str, list[float]]:
+def race(peers: dict[str, Peer], sets: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every call, peers in turns, operands of another set each time."""
     times: dict[str, list[float]] = {name: [] for name in peers}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for place, (name, peer) in enumerate(peers.items()):
             start = time.perf_counter()
             peer((number * len(peers) + place) % sets)
@@ -79,9 +88,9 @@ def line(title: str, size: int, speed: float, times: dict[str, list[float]], err
     return f"{title:48s} bytes {size / speed * 1e6:5.0f} us | " + " | ".join(cells)
 
 
-def attention(case: Case, speed: float) -> str:
+def attention(case: Case, speed: float, effort: Effort) -> str:
     size = 2 * case.kv_heads * case.cache * case.width * case.dtype.itemsize
-    sets = max(2, min(64, COLD_BYTES // size))
+    sets = effort.sets(size)
     shape = (1, case.kv_heads, case.cache, case.width)
     keys = [torch.randn(shape).to(case.dtype) for _ in range(sets)]
     values = [torch.randn(shape).to(case.dtype) for _ in range(sets)]
@@ -111,11 +120,11 @@ def attention(case: Case, speed: float) -> str:
     want = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], wide[3], enable_gqa=True)
     errors = {name: float((peer(0).double() - want).norm() / want.norm()) for name, peer in peers.items()}
     title = f"{case.heads}/{case.kv_heads} x {case.width}, {case.rows} rows, {case.seen} of {case.cache} keys, {case.dtype}"
-    return line(title.replace("torch.", ""), size * case.seen // case.cache, speed, race(peers, sets), errors)
+    return line(title.replace("torch.", ""), size * case.seen // case.cache, speed, race(peers, sets, effort.rounds), errors)
 
 
-def dense(n: int, k: int, speed: float) -> str:
-    sets = max(2, min(64, COLD_BYTES // (2 * n * k)))
+def dense(n: int, k: int, speed: float, effort: Effort) -> str:
+    sets = effort.sets(2 * n * k)
     weights = [(torch.randn(n, k) * 0.02).bfloat16() for _ in range(sets)]
     x = torch.randn(1, k).bfloat16()
     peers: dict[str, Peer] = {
@@ -125,22 +134,28 @@ def dense(n: int, k: int, speed: float) -> str:
     }
     want = x.double() @ weights[0].double().t()
     errors = {name: float((peer(0).double() - want).norm() / want.norm()) for name, peer in peers.items() if name != "reading"}
-    return line(f"dense {n} x {k}, 1 row", 2 * n * k, speed, race(peers, sets), {**errors, "reading": 0.0})
+    times = race(peers, sets, effort.rounds)
+    return line(f"dense {n} x {k}, 1 row", 2 * n * k, speed, times, {**errors, "reading": 0.0})
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("threads", type=int, nargs="?", default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=40, help="calls of each peer (default 40)")
+    parser.add_argument("--cold", type=int, default=256, help="megabytes of operands that calls go through (default 256)")
+    given = parser.parse_args()
     reasons = (*native_attention.missing(platform()), *native_dense.missing(platform()))
     if reasons:
         sys.exit("; ".join(reasons))
-    if arguments:
-        torch.set_num_threads(int(arguments[0]))
-    speed = bandwidth()
+    torch.set_num_threads(given.threads)
+    effort = Effort(given.rounds, given.cold << 20)
+    speed = bandwidth(effort)
     print(f"{torch.get_num_threads()} threads, {speed / 1e9:.1f} GB/s read; least / median in microseconds (relative error)")
     for case in CASES:
-        print(attention(case, speed), flush=True)
+        print(attention(case, speed, effort), flush=True)
     for n, k in DENSE:
-        print(dense(n, k, speed), flush=True)
+        print(dense(n, k, speed, effort), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -15,6 +15,7 @@ other projects (bench/peers) take part; they read x from their own kind of tenso
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
 
 import qcompile
 from bench.peers import LIBRARIES, peers_of

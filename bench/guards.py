@@ -1,12 +1,12 @@
 """Cost per call of noticing changed weights: what a compiled graph with many packed layers spends before its first kernel.
 
-    python bench/guards.py [constants]
+    python bench/guards.py
 
 Prints the least and the median time of the check alone, for 500 constants by default, and its share of a 20 ms step.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
@@ -41,4 +41,6 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("constants", type=int, nargs="?", default=500, help="default 500")
+    main(parser.parse_args().constants)

@@ -27,6 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
+
 from bench.gemm import Limits
 from bench.model_run import WAYS
 from bench.model_times import Run

@@ -19,6 +19,8 @@ import torch
 import transformers
 from torch import Tensor
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
+
 import qcompile
 from bench.gemm import limits
 from bench.model_times import PROMPTS, WARM_UP, Run, seconds
@@ -122,6 +124,8 @@ def continued(model: Any, full: Any, context: int, tokens: int) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
     if reason := missing_ops():
         raise SystemExit(f"the limits are measured by our C++ kernels: {reason}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -9,6 +9,7 @@ loops that Inductor made.
 
 import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
 
 from bench.model_run import cache_of
 from qcompile.cli.folder import load_model

@@ -21,6 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
+
 from bench.gemm import PROBE_BYTES, bandwidth
 from bench.model import PEERS, gguf_of
 from bench.model_run import WAYS, cache_of, sizes

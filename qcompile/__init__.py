@@ -1,13 +1,19 @@
 """qcompile: runs quantized checkpoints packed, on the fastest kernel the machine has, through torch.compile, and says why."""
 
-from qcompile.api import compile, explain, load, prepare
 from qcompile.errors import QCompileError
-from qcompile.kernels import pack_linear
-from qcompile.kernels import table as kernels
-from qcompile.meaning import ActivationQuant, QuantizedWeight
-from qcompile.options import Options
-from qcompile.platform import platform
-from qcompile.report import Report, SiteReport, report
+from qcompile.versions import blamed
+
+with blamed("torch"):
+    from qcompile.api import compile, explain, load, prepare
+    from qcompile.kernels import pack_linear
+    from qcompile.kernels import table as kernels
+    from qcompile.meaning import ActivationQuant, QuantizedWeight
+    from qcompile.options import Options
+    from qcompile.platform import platform
+    from qcompile.registration import register
+    from qcompile.report import Report, SiteReport, report
+
+register()
 
 __all__ = [
     "ActivationQuant",

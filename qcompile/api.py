@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
-from qcompile import names, recompiles, unseen
+from qcompile import names, recompiles, unseen, versions
 from qcompile.backend import backend, compile_graph
 from qcompile.options import resolve
 from qcompile.report import Report
@@ -23,6 +23,7 @@ def prepare(model: Model) -> Model:
     """
     from qcompile.frontends import prepare as front_door  # noqa: PLC0415 - the front doors import transformers' libraries
 
+    versions.warn_about_libraries_of(model)
     prepared = front_door(model)
     names.remember(prepared)
     return prepared
@@ -43,9 +44,10 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
 
 def load(path: str | PathLike[str], **kw: Any) -> Any:
     """A transformers model from a compressed-tensors, GPTQ, AWQ or NVFP4 folder, without the quantization libraries' runtimes."""
-    from qcompile.frontends.load import load as load_folder  # noqa: PLC0415 - imports transformers
+    with versions.blamed("transformers"):
+        from qcompile.frontends.load import load as load_folder  # noqa: PLC0415 - imports transformers
 
-    return load_folder(path, **kw)
+        return load_folder(path, **kw)
 
 
 def explain(

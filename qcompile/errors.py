@@ -69,6 +69,13 @@ class UnsupportedSchemeError(QCompileError, ValueError):
         self.module, self.scheme = module, scheme
 
 
+class UnsupportedVersionError(QCompileError, ImportError):
+    """Something failed in a release of a library that qcompile was not tried with; the message says which were, and what failed."""
+
+    def __init__(self, sentence: str, error: BaseException) -> None:
+        super().__init__(f"{sentence} What fails with it: {type(error).__name__}: {error}")
+
+
 class KernelRefusedError(QCompileError, ValueError):
     """A kernel asked for by name cannot take this weight or cannot run here."""
 
@@ -122,6 +129,8 @@ class GeneratedCodeError(AssertionError):
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__(f"the code written for this graph reads what it has not set: {', '.join(names)}")
 
+
+UNTRIED_VERSION = "qcompile was tried with {library} {tried}, and this is {version}: {command}."
 
 TRAINING_WARNING = (
     "qcompile: gradients are needed here, so this graph goes to Inductor unchanged and keeps its dense arithmetic. "

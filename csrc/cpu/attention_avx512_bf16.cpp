@@ -71,7 +71,7 @@ struct PairBody {
 
   static void add(const Attention& a, const uint8_t* values, int64_t stride, int64_t count, const float* weights, int64_t rows,
                   float* sums, uint8_t* work) {
-    const int64_t width = padded(a), pairs = (count + 1) / 2;
+    const int64_t width = padded(a);
     int32_t* const packed = reinterpret_cast<int32_t*>(work + width / 2 * kTile * 4);
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < rounded_up(count, kTile); i += kTile) {

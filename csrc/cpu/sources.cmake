@@ -1,7 +1,7 @@
 # Sources of the CPU kernels. A file that may use an instruction set beyond the baseline is compiled with its flags alone, and
 # is only entered after isa.cpp has found that set.
 target_sources(_C PRIVATE
-  common/isa.cpp common/memory.cpp
+  common/isa.cpp common/memory.cpp common/threads.cpp
   cpu/binding_digest.cpp cpu/binding_isa.cpp cpu/binding_linear.cpp cpu/binding_pack.cpp
   cpu/digest.cpp cpu/digest_generic.cpp cpu/level_generic.cpp cpu/linear.cpp cpu/packed.cpp)
 

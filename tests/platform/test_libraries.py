@@ -40,7 +40,7 @@ def test_every_failure_is_a_state_with_a_way_out(error: Exception, state: str, w
     found = libraries.load("zentorch", raiser(error), libraries.zentorch_hint("2.13.0+cpu"))
     assert (found.state, found.present) == (state, False)
     assert words in found.detail
-    assert 'pip install "zentorch==2.13.*"' in found.detail
+    assert 'pip install "zentorch==2.13.0.2"' in found.detail
 
 
 def test_a_loaded_library_has_a_version_and_nothing_to_explain() -> None:
@@ -48,9 +48,41 @@ def test_a_loaded_library_has_a_version_and_nothing_to_explain() -> None:
     assert found == Library("some", "present", "1.2")
 
 
-@pytest.mark.parametrize(("version", "minor"), [("2.13.0+cpu", "2.13"), ("2.15.0a0+git1", "2.15"), ("odd", "odd")])
-def test_the_hint_names_the_build_for_this_torch(version: str, minor: str) -> None:
-    assert f'"zentorch=={minor}.*"' in libraries.zentorch_hint(version)
+@pytest.mark.parametrize(
+    ("version", "release"), [("2.13.0+cpu", "2.13.0.2"), ("2.14.1+cu130", "2.14.0.1"), ("2.14.0a0+git1", "2.14.0.1")]
+)
+def test_the_hint_names_the_build_for_this_torch(version: str, release: str) -> None:
+    assert f'pip install "zentorch=={release}"' in libraries.zentorch_hint(version)
+
+
+@pytest.mark.parametrize("version", ["2.15.0", "2.12.1+cpu", "odd"])
+def test_no_hint_names_a_build_that_does_not_exist(version: str) -> None:
+    found = libraries.zentorch_hint(version)
+    assert "pip install" not in found
+    assert f"no release of zentorch for torch {version.rpartition('.')[0] or version} is known here" in found
+    assert "2.13.0.2 for torch 2.13, 2.14.0.1 for torch 2.14" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "torch_version", "release"),
+    [
+        ("zen4", "2.13.0", "2.13.0.2"),
+        ("zen5", "2.14.1+cu130", "2.14.0.1"),
+        ("zen4", "2.15.0", ""),
+        ("x86-64-avx512", "2.13.0", ""),  # Intel with AVX-512
+        ("x86-64-amx", "2.14.1", ""),
+        ("zen3", "2.13.0", ""),
+        ("aarch64", "2.13.0", ""),
+    ],
+)
+def test_which_release_belongs_on_a_machine(name: str, torch_version: str, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert libraries.zentorch_release(replace(platform(name), torch_version=torch_version)) == release
+
+
+def test_no_release_is_for_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert libraries.zentorch_release(platform("zen4")) == ""
 
 
 @pytest.mark.parametrize("name", ["x86-64-avx512", "zen3", "x86-64-avx2", "aarch64"])

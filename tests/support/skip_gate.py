@@ -1,28 +1,28 @@
 """pytest plug-in: with CI set, a skip whose reason names no absent hardware fails the run."""
 
 import os
-import platform
 import re
-import sys
-from pathlib import Path
 from typing import cast
 
 import pytest
 
-# What a test may lack anywhere. A reason has to name it.
+# What a test may lack, or have, anywhere. A reason has to name it.
 HARDWARE = re.compile(
-    r"\b(GPU|CUDA|ROCm|XPU|gfx\d+|AMX\w*|AVX[-\w]*|VNNI|bf16 instructions|aarch64|Arm|processor)\b", re.IGNORECASE
+    r"\b(GPU|CUDA|ROCm|XPU|the card|gfx\d+|AMX\w*|AVX[-\w]*|VNNI|bf16 instructions|aarch64|Arm|processor|this (operating )?system)\b",
+    re.IGNORECASE,
 )
-# What CI installs, so that a skip for want of it is a mistake; zentorch is only published for x86-64 Linux with AVX-512.
-INSTALLED = re.compile(r"\b(transformers|compressed.tensors|clang|compiler|built without|MiniLM|tlparse)\b", re.IGNORECASE)
+# What CI installs, so that a skip for want of it is a mistake; zentorch only where a release of it runs.
+INSTALLED = re.compile(
+    r"\b(transformers|compressed.tensors|clang|compiler|built (without|before)|compiled kernels|MiniLM|tlparse)\b", re.IGNORECASE
+)
 ZENTORCH = re.compile(r"\bzentorch\b", re.IGNORECASE)
 
 
 def expects_zentorch() -> bool:
-    """Whether this machine is one on which zentorch's kernels run."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return sys.platform == "linux" and platform.machine() == "x86_64" and " avx512f" in flags
+    """Whether `make` installs zentorch on this machine: a release is built for its torch and runs on its processor."""
+    from qcompile.platform import libraries, platform  # noqa: PLC0415 - most runs skip nothing
+
+    return bool(libraries.zentorch_release(platform()))
 
 
 def unexpected(reason: str, zentorch_runs: bool) -> bool:

@@ -129,7 +129,7 @@ ELSEWHERE = (
     ("zentorch.woq_linear", "x86-64-avx512", "zentorch needs an AMD Zen processor, this one is GenuineIntel"),
     ("zentorch.woq_linear", "aarch64", "zentorch needs an AMD Zen processor"),
     ("zentorch.woq_linear", "zen4,zentorch=absent", "zentorch is absent"),
-    ("zentorch.dynamic_qlinear", "zen5,zentorch=broken", 'pip install "zentorch==2.13.*"'),
+    ("zentorch.dynamic_qlinear", "zen5,zentorch=broken", 'pip install "zentorch==2.13.0.2"'),
     ("torch.qlinear_int8", "x86-64-avx2", "saturates on processors without VNNI"),
     ("torch.int4pack", "xpu", "runs on the CPU, this linear is on xpu"),
     ("xpu.int4_gemm_w4a16", "zen4", "runs on an Intel XPU, this platform has none"),
