@@ -19,7 +19,7 @@ _BATCH, _HEADS, _QUERIES, _KEYS = 2, 2, 3, 5
 # and kLeastKeys 128 keys of one thread's part (csrc/cpu/binding_attention.cpp).
 _BORDERS = ((1, 16), (1, 65), (2, 129), (16, 64), (17, 80))
 _EXTREMES = ((0, math.nan), (1, math.nan), (2, math.nan), (2, math.inf))  # which operand, which number
-_LONG_QUERIES, _LONG_KEYS, _LONG_FLOATS = 2, 8192, 1 << 22
+_LONG_QUERIES, _LONG_KEYS, _LONG_FLOATS = 2, 4096, 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def borders(found: Attention, shapes: list[tuple[int, ...]]) -> Iterator[Probe]:
 
 
 def _resized(found: Attention, shapes: list[tuple[int, ...]], queries: int, keys: int) -> list[tuple[int, ...]]:
-    """The shapes with other numbers of queries and keys, and a batch of one."""
+    """The shapes with other numbers of queries and keys, a batch of one, and one head of K and V."""
     (_, heads, _, width), kv_heads = shapes[0], shapes[1][1]
-    result = [(1, heads, queries, width), (1, kv_heads, keys, width), (1, kv_heads, keys, width)]
+    result = [(1, heads // kv_heads, queries, width), (1, 1, keys, width), (1, 1, keys, width)]
     if found.mask is not None:
-        full = (1, heads, queries, keys)[4 - len(shapes[3]) :]
+        full = (1, heads // kv_heads, queries, keys)[4 - len(shapes[3]) :]
         result.append(tuple(1 if size == 1 else want for size, want in zip(shapes[3], full, strict=True)))
     return result
 
