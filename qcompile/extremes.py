@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qcompile.kernels import Kernel, Site, find
+from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
 from qcompile.timing.trial import operands, prepared
 
@@ -24,15 +24,15 @@ def objection(kernel: Kernel, site: Site) -> str:
     In a token with NaN or infinity, what the formula says is no finite number must not become one, and the other tokens are right.
     """
     few = site.n if site.n < 2 * _OUTPUTS else _OUTPUTS + site.n % _OUTPUTS
-    return _objection(kernel.name, replace(site, n=few), torch.get_default_dtype())
+    middle = sum(site.zero_range) // 2
+    return _objection(kernel, replace(site, n=few, zero_range=(middle, middle)))
 
 
 @cache
-def _objection(name: str, site: Site, _: torch.dtype) -> str:
-    kernel = find(name)
-    if kernel.refuses(site):  # too few outputs for it: nothing can be said, and the proof on the real weight is still to come
-        return ""
+def _objection(kernel: Kernel, site: Site) -> str:
     try:
+        if kernel.refuses(site):  # takes no weight so small
+            return ""
         with torch.no_grad():
             return _tried(kernel, site, operands(site))
     except Exception as error:  # whatever a foreign library throws

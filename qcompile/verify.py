@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile import extremes
 from qcompile.graph import Constant, evaluate, hint, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, Verdict, dequantize, row_pieces, sqnr_db
@@ -55,6 +56,9 @@ def verify(
         theirs, ours = sqnr_db(exact, canonical(x, mine, site, site.activation)), sqnr_db(exact, y)
         if ours < theirs - _NOISIER_DB:
             return f"rounds activations worse than the checkpoint asks for: {ours:.1f} dB instead of {theirs:.1f}", sqnr
+    if wrong := extremes.objection(kernel, site):
+        STORE.drop(recipe, leaves)
+        return wrong, sqnr
     return "", sqnr
 
 
