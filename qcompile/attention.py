@@ -166,9 +166,18 @@ def _products(node: fx.Node) -> list[Attention] | str | None:
         if v_factor == 1.0:
             base = Attention(out=out, q=q, k=k, v=v, mask=mask, scale=q_factor * k_factor)
             proposals += [
-                replace(base, scale=base.scale * inside, nan_if_unseen=nan) for inside in _scales(after) for nan in (True, False)
+                replace(base, scale=base.scale * inside, nan_if_unseen=nan, mask=seen)
+                for inside in _scales(after)
+                for nan in (True, False)
+                for seen in _seen(mask)
             ]
     return proposals or "its values are scaled"
+
+
+def _seen(mask: fx.Node | None) -> list[fx.Node | None]:
+    """What may say which keys are seen: the mask, or, where that says which are hidden, what it is the opposite of."""
+    opposite = mask.args[0] if mask is not None and is_call(mask, aten.bitwise_not.default, aten.logical_not.default) else None
+    return [mask, opposite] if isinstance(opposite, fx.Node) and value(opposite).dtype is torch.bool else [mask]
 
 
 def _scales(after: list[fx.Node]) -> list[float]:

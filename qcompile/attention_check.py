@@ -1,17 +1,23 @@
-"""Proves by value that a proposed attention is what the graph computes, and that our kernel computes it."""
+"""Proves by value that a proposed attention is what the graph computes, and that our kernel computes it, whatever its size.
+
+The graph's code is run at small sizes (qcompile.small_sizes says why that proves it for its own), our kernel there and at the
+borders of its blocks. Code whose sizes cannot be told apart is run as it is if that is little work, and left alone otherwise.
+"""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from qcompile.attention import Attention
+from qcompile.attention_probes import Probe, borders, layouts, probes, shape_of, shapes_of
 from qcompile.graph import evaluate, hint, structural_key, subgraph, value
 from qcompile.meaning import Verdict, sqnr_db
+from qcompile.small_sizes import Layout, Placed, SizesError, run_small
 
 ACCEPT_DB = 40.0
+_MOST_NUMBERS = 1 << 21  # of all tensors together in code that is run at its own sizes: 8 MiB in float32
 
 
 def outer_inputs(found: Attention) -> dict[fx.Node, Any] | str:
@@ -55,21 +61,56 @@ def disproof(found: Attention, sizes: dict[fx.Node, Any], kernel: bool) -> Verdi
 
     The graph is compared with the proposal's formula, and with `kernel` also with what our operator gives.
     """
-    worst: float | None = None
-    for name, values in probes(found):
-        feed = {**dict(zip(found.inputs, values, strict=True)), **sizes}
-        expected = evaluate([found.out], feed)[0]
-        wrong, _ = _differs(expected, reference(found, values), ACCEPT_DB)
+    try:
+        laid_out = layouts(found)
+        shapes = shapes_of(laid_out)
+        return _disproof(found, shapes, kernel, lambda probe: _at_small_sizes(found, probe, laid_out))
+    except SizesError as error:
+        numbers = _numbers(found, sizes)
+        if numbers > _MOST_NUMBERS:
+            return f"it is too large to be tried as it is ({numbers} numbers) and cannot be tried smaller: {error}", None
+        shapes = [shape_of(node)[0] for node in found.inputs]
+        return _disproof(found, shapes, kernel, lambda probe: evaluate([found.out], {**_feed(found, probe), **sizes})[0])
+
+
+def _disproof(found: Attention, shapes: list[tuple[int, ...]], kernel: bool, graph: Any) -> Verdict:
+    worst = math.inf
+    for probe in probes(found, shapes):
+        expected = graph(probe)
+        wrong, _ = _differs(expected, reference(found, probe.values), probe)
         if wrong:
-            return f"the graph computes something else ({name}): {wrong}", None
-        if not kernel:
-            continue
-        got = call(values[0], values[1], values[2], values[3] if found.mask is not None else None, found)
-        wrong, measured = _differs(expected, got, ACCEPT_DB)
+            return f"the graph computes something else ({probe.name}): {wrong}", None
+        if kernel:
+            wrong, measured = _differs(expected, _ours(found, probe), probe)
+            if wrong:
+                return f"wrong on a probe ({probe.name}): {wrong}", measured
+            worst = min(worst, measured)
+    for probe in borders(found, shapes) if kernel else ():
+        wrong, measured = _differs(reference(found, probe.values), _ours(found, probe), probe)
         if wrong:
-            return f"wrong on a probe ({name}): {wrong}", measured
-        worst = measured if worst is None else min(worst, measured)
-    return "", worst
+            return f"wrong on a probe ({probe.name}): {wrong}", measured
+        worst = min(worst, measured)
+    return "", worst if kernel else None
+
+
+def _feed(found: Attention, probe: Probe) -> dict[fx.Node, Tensor]:
+    return dict(zip(found.inputs, probe.values, strict=True))
+
+
+def _at_small_sizes(found: Attention, probe: Probe, laid_out: list[Layout]) -> Tensor:
+    placed = [Placed(tensor, layout) for tensor, layout in zip(probe.values, laid_out, strict=True)]
+    return run_small(found.out, dict(zip(found.inputs, placed, strict=True))).tensor
+
+
+def _numbers(found: Attention, sizes: dict[fx.Node, Any]) -> int:
+    """How many numbers the original code computes and reads, at the sizes it was traced with."""
+    nodes = [*found.inputs, *subgraph([found.out], {*found.inputs, *sizes})]
+    return sum(math.prod(shape_of(node)[0]) for node in nodes if isinstance(value(node), Tensor))
+
+
+def _ours(found: Attention, probe: Probe) -> Tensor:
+    q, k, v, *mask = probe.values
+    return call(q, k, v, mask[0] if mask else None, found)
 
 
 def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, found: Attention) -> Tensor:
@@ -83,9 +124,8 @@ def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, found: Attention)
 def reference(found: Attention, values: list[Tensor]) -> Tensor:
     """The proposal's formula in float32, in the dtype of q."""
     q, k, v = (item.to(torch.float32) for item in values[:3])
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = (q @ k.transpose(-1, -2)) * found.scale
+    # The rows of all heads that share K and V as rows of one head: repeating K and V would take many times their memory.
+    scores = (q.reshape(*k.shape[:2], -1, q.shape[3]) @ k.transpose(-1, -2)).reshape(*q.shape[:3], -1) * found.scale
     if found.mask is not None:
         mask = values[3]
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
@@ -94,61 +134,19 @@ def reference(found: Attention, values: list[Tensor]) -> Tensor:
     weights = torch.softmax(scores, dim=-1)
     if not found.nan_if_unseen:
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
-    return (weights @ v).to(values[0].dtype)
+    return (weights.reshape(*k.shape[:2], -1, k.shape[2]) @ v).reshape(q.shape).to(values[0].dtype)
 
 
-def _differs(expected: Tensor, got: Tensor, least_db: float) -> tuple[str, float]:
+def _differs(expected: Tensor, got: Tensor, probe: Probe) -> tuple[str, float]:
+    """What is different, or ""; and the SQNR of what is finite, infinite where only the places of such numbers were asked for."""
     if tuple(got.shape) != tuple(expected.shape) or got.dtype is not expected.dtype:
         return f"{got.dtype} {list(got.shape)} instead of {expected.dtype} {list(expected.shape)}", math.nan
-    there = ~expected.isnan()
-    if not torch.equal(~got.isnan(), there):
+    there = expected.isfinite()
+    if not torch.equal(got.isnan(), expected.isnan()):
         return "NaN in other places", math.nan
+    if not torch.equal(got.isfinite(), there):
+        return "infinity in other places", math.nan
+    if not probe.numbers:
+        return "", math.inf
     measured = sqnr_db(expected[there], got[there]) if bool(there.any()) else math.inf
-    return ("" if measured >= least_db else f"{measured:.1f} dB, at least {least_db:.0f} is asked for"), measured
-
-
-def probes(found: Attention) -> Iterator[tuple[str, list[Tensor]]]:
-    """Random operands, strided as in the graph: for a graph without mask one set, with a mask one for each kind of mask."""
-    generator = torch.Generator().manual_seed(8080)
-    # Scores of about one: large enough to tell a wrong scale, small enough that a graph in bfloat16 rounds little.
-    width = value(found.q).shape[-1]
-    size = (1 / (abs(found.scale) * math.sqrt(width))) ** 0.5 if found.scale else 1.0
-    operands = [_random(node, generator) for node in (found.q, found.k, found.v)]
-    operands[0] *= size
-    operands[1] *= size
-    if found.mask is None:
-        yield "random operands", operands
-        return
-    for name in ("random mask", "some keys unseen", "a query that sees nothing", "a query with the least finite number everywhere"):
-        yield name, [*operands, _mask(found.mask, name, generator)]
-
-
-def _mask(node: fx.Node, name: str, generator: torch.Generator) -> Tensor:
-    mask = _random(node, generator)
-    boolean = mask.dtype is torch.bool
-    if name == "random mask":
-        return mask
-    mask = torch.ones_like(mask) if boolean else torch.zeros_like(mask)
-    unseen: Any = False if boolean else -math.inf
-    if name == "some keys unseen":
-        mask[..., (mask.shape[-1] + 1) // 2 :] = unseen
-    else:
-        least = unseen if boolean or "sees nothing" in name else torch.finfo(mask.dtype).min
-        mask[..., :1, :] = least
-    return mask
-
-
-def shape_of(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
-    """Shape, strides and dtype of a tensor, symbols replaced by their hints."""
-    fake = value(node)
-    return tuple(hint(size) for size in fake.shape), tuple(hint(step) for step in fake.stride()), fake.dtype
-
-
-def _random(node: fx.Node, generator: torch.Generator) -> Tensor:
-    shape, strides, dtype = shape_of(node)
-    random = torch.randn(shape, generator=generator)
-    if dtype is torch.bool:
-        random = random > -1.0
-    if 0 in strides or dtype is torch.bool:
-        return random.to(dtype)
-    return torch.empty_strided(shape, strides, dtype=dtype).copy_(random)
+    return ("" if measured >= ACCEPT_DB else f"{measured:.1f} dB, at least {ACCEPT_DB:.0f} is asked for"), measured

@@ -54,13 +54,6 @@ class CheckpointError(WeightError):
         super().__init__(f"{file}: {what}" if what else file, expected, f"{got}. {way_out}")
 
 
-class UnsupportedVersionError(QCompileError, ImportError):
-    """A library is missing, or of a version with which this part of qcompile does not work."""
-
-    def __init__(self, what: str, library: str, wanted: str, found: str) -> None:
-        super().__init__(f"{what} needs {library} {wanted}, got {found}. Run: pip install '{library}{wanted}'")
-
-
 class UnsupportedSchemeError(QCompileError, ValueError):
     """A checkpoint or module uses a quantization scheme that the front door does not know."""
 
@@ -70,10 +63,10 @@ class UnsupportedSchemeError(QCompileError, ValueError):
 
 
 class UnsupportedVersionError(QCompileError, ImportError):
-    """Something failed in a release of a library that qcompile was not tried with; the message says which were, and what failed."""
+    """A library is missing, or something fails in a release of it that qcompile was not tried with; the message says which were."""
 
-    def __init__(self, sentence: str, error: BaseException) -> None:
-        super().__init__(f"{sentence} What fails with it: {type(error).__name__}: {error}")
+    def __init__(self, sentence: str, error: BaseException | None = None) -> None:
+        super().__init__(sentence if error is None else f"{sentence} What fails with it: {type(error).__name__}: {error}")
 
 
 class KernelRefusedError(QCompileError, ValueError):
@@ -130,6 +123,7 @@ class GeneratedCodeError(AssertionError):
         super().__init__(f"the code written for this graph reads what it has not set: {', '.join(names)}")
 
 
+NEEDED_VERSION = "{what} needs {library} {wanted}, got {found}. Run: pip install '{library}{wanted}'"
 UNTRIED_VERSION = "qcompile was tried with {library} {tried}, and this is {version}: {command}."
 
 TRAINING_WARNING = (

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile import extremes
 from qcompile.graph import Constant, aten, hint, is_call, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
@@ -68,6 +69,9 @@ def verify(
         return f"wrong on a probe: {sqnr:.1f} dB against the canonical operation, at least {ACCEPT_DB:.0f} is asked for", sqnr
     if asked and ours.db < theirs.db - _NOISIER_DB:
         return f"rounds activations worse than the checkpoint asks for: {ours.db:.1f} dB instead of {theirs.db:.1f}", sqnr
+    if wrong := extremes.objection(kernel, site):
+        STORE.drop(recipe, leaves)
+        return wrong, sqnr
     return "", sqnr
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qcompile.errors import CONFIG_WAY_OUT, DAMAGED, CheckpointError, QCompileError, UnsupportedVersionError
+from qcompile.errors import CONFIG_WAY_OUT, DAMAGED, NEEDED_VERSION, CheckpointError, QCompileError, UnsupportedVersionError
 from qcompile.frontends.checkpoint_entry import checked
 from qcompile.frontends.checkpoint_schemes import legacy_entry
 from qcompile.frontends.folder import Headers, config_entry, headers, weight_files
@@ -60,16 +60,21 @@ def _transformers() -> Any:
     try:
         transformers: Any = import_module("transformers")
     except ImportError as error:
-        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, f"none ({error})") from error
+        raise _unsupported(f"none ({error})") from error
     found = str(transformers.__version__)
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if numbers < OLDEST:
-        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, found)
+        raise _unsupported(found)
     try:
         import_module("qcompile.frontends.hf_quantizer")
     except ImportError as error:
-        raise UnsupportedVersionError("qcompile.load", "transformers", WANTED, f"{found} ({error})") from error
+        raise _unsupported(f"{found} ({error})") from error
     return transformers
+
+
+def _unsupported(found: str) -> UnsupportedVersionError:
+    sentence = NEEDED_VERSION.format(what="qcompile.load", library="transformers", wanted=WANTED, found=found)
+    return UnsupportedVersionError(sentence)
 
 
 def _local(path: str | PathLike[str], kw: Mapping[str, Any]) -> Path | None:

@@ -110,11 +110,13 @@ def stores_v2(site: Site) -> bool:
 
 def common_refusals(site: Site) -> Reasons:
     least, most = site.zero_range
+    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
     return unmet(
         (site.device == "cuda", f"runs on the GPU, this weight is on {site.device}"),  # torch's name for ROCm devices too
         (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
         (site.bits <= 4, f"takes 4-bit weights, got {site.bits} bits"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
+        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
         (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
         (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
         (site.k % 32 == 0, f"takes K in multiples of 32, got K={site.k}"),

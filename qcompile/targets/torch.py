@@ -185,6 +185,8 @@ def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     product: Tensor = onednn.linear((codes.to(torch.float32) + 128).to(torch.uint8), weight, scales)
     if offset is not None:
         product = product - offset.to(torch.float32) * sums
+    if rounding.kind == "tensor":  # of the other kinds, a NaN is in the step; as a code it would be some number
+        product = product + codes.to(torch.float32).sum(-1, keepdim=True) * 0.0
     return _finished(product * step.to(torch.float32), bias, x, site)
 
 

@@ -16,7 +16,7 @@ from qcompile.platform import Platform, platform
 from qcompile.platform.cost import predicted
 from qcompile.platform.libraries import zentorch_hardware
 from qcompile.targets import zentorch_prepack
-from qcompile.targets.binding import Foreign, empty_output, no_rows
+from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
 
 # time / limit by least row count, weights cold in cache; woq_linear goes over to dequantizing once per call at M = 256.
 WOQ_FACTORS = ((1, 2.78), (2, 3.11), (4, 3.37), (8, 3.30), (16, 2.68), (64, 2.48), (256, 1.06))
@@ -148,7 +148,7 @@ def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     prepacked = zentorch_prepack.serves(site.n, site.k)
     weight = codes.as_strided((site.n, site.k), (site.k, 1)) if prepacked else codes
     result = QLINEAR(input=flat, weight=weight, weight_scales=scales, bias=bias, is_weight_prepacked=prepacked)
-    return result.reshape((*x.shape[:-1], site.n))
+    return marked(result, flat).reshape((*x.shape[:-1], site.n))
 
 
 def seconds_qlinear(site: Site, m: int, where: Platform) -> float:

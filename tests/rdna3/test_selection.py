@@ -15,7 +15,7 @@ from qcompile.platform import KNOWN, Accelerator, platform
 from qcompile.targets import rdna3
 from qcompile.targets.rdna3_ops import has_device_code
 
-SITE = Site(n=64, k=128, bits=4, group=32, dtype=torch.float16, device="cuda")
+SITE = Site(n=64, k=128, bits=4, group=32, dtype=torch.float16, scale_dtype=torch.float16, device="cuda")
 CARD = KNOWN["gfx1100"]
 ROWS = ("rdna3.gptq_gemm", "rdna3.vllm_gptq_gemm")
 
@@ -28,6 +28,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "channelwise": ({"group": -1}, "got a group of -1 with K=128 (channelwise)"),
     "channelwise with odd K": ({"k": 144, "group": 144}, "got a group of 144 with K=144 (channelwise)"),
     "dtype": ({"dtype": torch.float32}, "takes float16 or bfloat16 activations, got torch.float32"),
+    "scales": ({"scale_dtype": torch.bfloat16}, "keeps scales as float16 for float16 activations"),
     "bits": ({"bits": 8}, "takes 4-bit weights, got 8 bits"),
     "code book": ({"codebook": "e2m1"}, "takes integer codes, these index the code book 'e2m1'"),
     "activations": ({"activation": ActivationQuant(kind="token")}, "does not quantize activations, this linear wants token"),
@@ -46,7 +47,7 @@ TAKEN: dict[str, dict[str, Any]] = {
     "GPTQ v1 with the effective zero 16": {"symmetric": False, "zero_range": (1, 16)},
     "one group as long as K": {"group": 128},
     "bias": {"has_bias": True},
-    "float32 scales": {"scale_dtype": torch.float32},
+    "float32 scales": {"dtype": torch.bfloat16, "scale_dtype": torch.float32},
 }
 
 
