@@ -1,0 +1,110 @@
+"""Random dequantization graphs and near misses of known ones, compiled and compared with eager; again after weights changed."""
+
+import traceback
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from fuzz import Outcome, contents
+from fuzz.chains import ROWS, random_shape, write
+from fuzz.programs import Body, DoesNotRunError, Program, layer
+from fuzz.trial import Trial, capture
+
+
+def case(seed: int, folder: Path | None = None) -> Outcome:
+    """One graph of this seed."""
+    del folder
+    rng = Random(seed)
+    program = random_program(rng)
+    try:
+        wrong, served = judge(program, rng)
+    except Exception:
+        return Outcome("crash", f"{traceback.format_exc(limit=-6)}\n{program.describe()}")
+    if wrong:
+        return Outcome("crash" if wrong.startswith("inside") else "wrong", f"{wrong}\n{program.describe()}")
+    return Outcome("right" if served else "declined")
+
+
+def random_program(rng: Random) -> Program:
+    """One to three layers of one or two bodies; layers of one body differ in what their constants hold."""
+    dtype = rng.choice((torch.float32, torch.bfloat16, torch.bfloat16, torch.float16))
+    while True:
+        shape = random_shape(rng)
+        rows: tuple[int, ...] = (rng.choice(ROWS),) if rng.random() < 0.8 else (2, rng.choice(ROWS))
+        x = contents.rows(rng, (*rows, shape.k), dtype)
+        try:
+            bodies = [write(rng, x, shape)]
+        except DoesNotRunError:
+            continue
+        break
+    layers = [(0, *layer(bodies[0], rng, None))]
+    for _ in range(rng.choices((0, 1, 2), (4, 4, 1))[0]):
+        layers.append((0, *layer(bodies[0], rng, rng.random() < 0.7)))
+    if rng.random() < 0.15:
+        other = _another(rng, x, shape.k)
+        if other is not None:
+            bodies.append(other)
+            layers.append((1, *layer(other, rng, None)))
+    return Program(bodies, layers, x, together=len(layers) > 1 and len(bodies) == 1 and rng.random() < 0.3)
+
+
+def _another(rng: Random, x: Tensor, k: int) -> Body | None:
+    for _ in range(4):
+        shape = random_shape(rng)
+        if k % shape.g == 0 or shape.g < k:
+            shape.k = k
+            shape.g = shape.g if k % shape.g == 0 else k
+        try:
+            return write(rng, x, shape)
+        except DoesNotRunError:
+            continue
+    return None
+
+
+def judge(program: Program, rng: Random) -> tuple[str, bool]:
+    """(what is wrong or "", whether anything is served)."""
+    inputs = [program.x, *program.tensors()]
+    trial = Trial(capture(program.function(), inputs), inputs, ["x", *program.names()], cancelled=_cancels(program))
+    if trial.problem():
+        return f"inside: {trial.problem().splitlines()[0]}", False
+    samples = [program.x, contents.rows(rng, tuple(program.x.shape), program.x.dtype, rng.choice((1.0, 1e-3, 30.0)))]
+    wrong = trial.check(samples, rng)
+    if wrong:
+        return wrong, trial.served()
+    for _ in range(rng.choice((0, 1, 1, 2)) if trial.served() else 0):
+        words = change(program, trial, rng)
+        wrong = trial.check(samples[:1], rng)
+        if wrong:
+            return f"after a change ({words}): {wrong}", True
+    return "", trial.served()
+
+
+def _cancels(program: Program) -> bool:
+    """Whether a scaled zero point is subtracted from a scaled code."""
+    return any(
+        line.count("*") >= 2 and ("- " in line or "-v" in line or "+ " in line) for body in program.bodies for line in body.lines
+    )
+
+
+def change(program: Program, trial: Trial, rng: Random) -> str:
+    """Gives one constant of one layer other content, in one of the ways in which users do it."""
+    number = rng.randrange(len(program.layers))
+    body, tensors, _ = program.layers[number]
+    name = rng.choice(list(tensors))
+    new, words = program.bodies[body].parameters[name].remake(rng, rng.random() < 0.6)
+    at = trial.names.index(f"{name}_{number}")
+    way = rng.choice(("copy_", "replaced", "data", "one row"))
+    old = trial.inputs[at]
+    if way == "copy_":
+        old.copy_(new)
+    elif way == "replaced":
+        trial.inputs[at] = new
+    elif way == "data":
+        old.data = new
+    elif old.dim():
+        old[:1].copy_(new[:1])
+    else:
+        old.copy_(new)
+    return f"{name}_{number} {way}: {words}"
