@@ -26,9 +26,27 @@ SUM = 2.0**-23  # sums are made in float32
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "linear"])
 SHAPES = frozenset(
-    "view reshape _unsafe_view permute t transpose unsqueeze squeeze expand clone alias detach slice select cat stack unbind".split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "clone",
+        "alias",
+        "detach",
+        "slice",
+        "select",
+        "cat",
+        "stack",
+        "unbind",
+    ]
 )
-SAME_ERROR = frozenset("neg abs relu clamp clamp_min clamp_max _to_copy".split())
+SAME_ERROR = frozenset(["neg", "abs", "relu", "clamp", "clamp_min", "clamp_max", "_to_copy"])
 
 
 class Bounds:

@@ -1,6 +1,7 @@
 """Random dequantization graphs and near misses of known ones, compiled and compared with eager; again after weights changed."""
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -9,21 +10,34 @@ from torch import Tensor
 
 from fuzz import Outcome, contents
 from fuzz.chains import ROWS, random_shape, write
+from fuzz.near_misses import near_miss
 from fuzz.programs import Body, DoesNotRunError, Program, layer
 from fuzz.trial import Trial, capture
+
+
+SHARE_OF_NEAR_MISSES = 0.3
 
 
 def case(seed: int, folder: Path | None = None) -> Outcome:
     """One graph of this seed."""
     del folder
     rng = Random(seed)
-    program = random_program(rng)
+    text = ""
     try:
-        wrong, served = judge(program, rng)
+        if rng.random() < SHARE_OF_NEAR_MISSES:
+            gm, inputs, names, words = near_miss(rng)
+            text = f"{words}\n{gm.code}"
+            wrong, served = judge(Trial(gm, inputs, names, cancelled=True), rng, _other_content(inputs, names))
+        else:
+            program = random_program(rng)
+            text = program.describe()
+            inputs = [program.x, *program.tensors()]
+            trial = Trial(capture(program.function(), inputs), inputs, ["x", *program.names()], cancelled=_cancels(program))
+            wrong, served = judge(trial, rng, _remade(program))
     except Exception:
-        return Outcome("crash", f"{traceback.format_exc(limit=-6)}\n{program.describe()}")
+        return Outcome("crash", f"{traceback.format_exc(limit=-6)}\n{text}")
     if wrong:
-        return Outcome("crash" if wrong.startswith("inside") else "wrong", f"{wrong}\n{program.describe()}")
+        return Outcome("crash" if wrong.startswith("inside") else "wrong", f"{wrong}\n{text}")
     return Outcome("right" if served else "declined")
 
 
@@ -63,22 +77,22 @@ def _another(rng: Random, x: Tensor, k: int) -> Body | None:
     return None
 
 
-def judge(program: Program, rng: Random) -> tuple[str, bool]:
-    """(what is wrong or "", whether anything is served)."""
-    inputs = [program.x, *program.tensors()]
-    trial = Trial(capture(program.function(), inputs), inputs, ["x", *program.names()], cancelled=_cancels(program))
+Remade = Callable[[str, Random], tuple[Tensor, str]]
+
+
+def judge(trial: Trial, rng: Random, remade: Remade) -> tuple[str, bool]:
+    """(what is wrong or "", whether anything is served). remade: other content for a constant of this name, and in words."""
     if trial.problem():
         return f"inside: {trial.problem().splitlines()[0]}", False
-    samples = [program.x, contents.rows(rng, tuple(program.x.shape), program.x.dtype, rng.choice((1.0, 1e-3, 30.0)))]
+    x = trial.inputs[0]
+    samples = [x, contents.rows(rng, tuple(x.shape), x.dtype, rng.choice((1.0, 1e-3, 30.0)))]
     wrong = trial.check(samples, rng)
-    if wrong:
-        return wrong, trial.served()
-    for _ in range(rng.choice((0, 1, 1, 2)) if trial.served() else 0):
-        words = change(program, trial, rng)
+    for _ in range(rng.choice((0, 1, 1, 2)) if trial.served() and not wrong else 0):
+        words = change(trial, rng, remade)
         wrong = trial.check(samples[:1], rng)
         if wrong:
             return f"after a change ({words}): {wrong}", True
-    return "", trial.served()
+    return wrong, trial.served()
 
 
 def _cancels(program: Program) -> bool:
@@ -88,23 +102,39 @@ def _cancels(program: Program) -> bool:
     )
 
 
-def change(program: Program, trial: Trial, rng: Random) -> str:
-    """Gives one constant of one layer other content, in one of the ways in which users do it."""
-    number = rng.randrange(len(program.layers))
-    body, tensors, _ = program.layers[number]
-    name = rng.choice(list(tensors))
-    new, words = program.bodies[body].parameters[name].remake(rng, rng.random() < 0.6)
-    at = trial.names.index(f"{name}_{number}")
+def _remade(program: Program) -> Remade:
+    def remade(name: str, rng: Random) -> tuple[Tensor, str]:
+        base, _, number = name.rpartition("_")
+        body, _, _ = program.layers[int(number)]
+        return program.bodies[body].parameters[base].remake(rng, rng.random() < 0.6)
+
+    return remade
+
+
+def _other_content(inputs: list[Tensor], names: list[str]) -> Remade:
+    given = dict(zip(names, inputs, strict=True))
+
+    def remade(name: str, rng: Random) -> tuple[Tensor, str]:
+        tensor = given[name]
+        if tensor.dtype in contents.FLOATS:
+            return contents.scales(rng, tuple(tensor.shape), tensor.dtype)
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=contents.generator(rng))].reshape(tensor.shape), "shuffled"
+
+    return remade
+
+
+def change(trial: Trial, rng: Random, remade: Remade) -> str:
+    """Gives one constant other content, in one of the ways in which users do it."""
+    at = rng.randrange(1, len(trial.names))
+    new, words = remade(trial.names[at], rng)
     way = rng.choice(("copy_", "replaced", "data", "one row"))
     old = trial.inputs[at]
-    if way == "copy_":
-        old.copy_(new)
-    elif way == "replaced":
+    if way == "replaced":
         trial.inputs[at] = new
     elif way == "data":
         old.data = new
-    elif old.dim():
+    elif way == "one row" and old.dim():
         old[:1].copy_(new[:1])
     else:
         old.copy_(new)
-    return f"{name}_{number} {way}: {words}"
+    return f"{trial.names[at]} {way}: {words}"

@@ -48,7 +48,7 @@ class Body:
         name = f"v{len(self.lines)}"
         try:
             with torch.no_grad():
-                value = eval(text, self.values)  # noqa: S307 - our own text
+                value = eval(text, self.values)
         except Exception as error:
             raise DoesNotRunError(text) from error
         self.values[name] = value
@@ -97,7 +97,7 @@ class Program:
 
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
         space: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
-        exec(compile(self.source(), "<program>", "exec"), space)  # noqa: S102 - our own text
+        exec(compile(self.source(), "<program>", "exec"), space)
         return space["forward"]  # type: ignore[no-any-return]
 
     def describe(self) -> str:
