@@ -62,10 +62,13 @@ class Bounds:
         for node in gm.graph.nodes:
             if any(item in moving for item in node.all_input_nodes):
                 moving.add(node)
+            elif node.op == "get_attr":
+                self.env[node] = getattr(gm, str(node.target))
             elif node.op == "call_function":
                 self.env[node] = self._call(node)
         self.moving = [node for node in gm.graph.nodes if node in moving and node.op == "call_function"]
         self.results: tuple[fx.Node, ...] = tuple(next(iter(gm.graph.find_nodes(op="output"))).args[0])  # type: ignore[arg-type]
+        self.widest: dict[fx.Node, float] = {}  # of results: a float32 one of a bfloat16 product may come in bfloat16
         self.units = {node: self._coarsest(value) for node, value in self.env.items() if isinstance(value, Tensor)}
 
     def run(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -94,7 +97,8 @@ class Bounds:
         if name in SHAPES:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self._error_of)
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        own = 2 * UNIT.get(value.dtype, 1.0) * value.double().abs() + SPACING.get(value.dtype, 0.0)
+        self.widest[node] = max(UNIT.get(value.dtype, 1.0), *(self.widest.get(item, 0.0) for item in node.all_input_nodes), 0.0)
+        own = 2 * self.widest[node] * value.double().abs() + SPACING.get(value.dtype, 0.0)
         error = self._product(node, name) if name in PRODUCTS else self._elementwise(node, name, value)
         return error + own.nan_to_num(0.0, 0.0, 0.0)
 

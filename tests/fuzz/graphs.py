@@ -14,7 +14,6 @@ from fuzz.near_misses import near_miss
 from fuzz.programs import Body, DoesNotRunError, Program, layer
 from fuzz.trial import Trial, capture
 
-
 SHARE_OF_NEAR_MISSES = 0.3
 
 
