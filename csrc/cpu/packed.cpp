@@ -96,6 +96,16 @@ void store_scale(const PackedShape& shape, const PackSource& source, int64_t fro
   std::memcpy(to, &half, sizeof half);
 }
 
+// Whether every weight of the group is zero. Sums of x times stored codes and what is taken off again cancel only up to rounding, so
+// such a group gets the scale 0: then its part of the result is exactly zero, as it is in the dense product.
+bool is_zero(const PackedShape& shape, const PackSource& source, const GroupPlace& place, int64_t meta) {
+  const int8_t zero = shape.has_zeros ? source.zeros[meta] : 0;
+  const int8_t* const codes = source.codes + place.row * shape.k;
+  for (int64_t k = place.from; k < place.to; ++k)
+    if (codes[k] != zero) return false;
+  return true;
+}
+
 }  // namespace
 
 ScaleKind narrowest_kind(const float* scales, int64_t count) {
@@ -150,7 +160,7 @@ int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t*
           sum = pack_bytes(shape, source, place);
         }
         uint8_t* const scale = scales + (meta + lane) * shape.scale_bytes();
-        if (inside)
+        if (inside && !is_zero(shape, source, place, place.row * groups + g))
           store_scale(shape, source, place.row * groups + g, scale);
         else
           std::memset(scale, 0, static_cast<size_t>(shape.scale_bytes()));
