@@ -16,7 +16,7 @@ from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.products import PRODUCTS, Product, find_product, low_bit_leaves, touches_low_bit
 from qcompile.raising import raise_product
-from qcompile.recheck import Recheck, unhealthy
+from qcompile.recheck import Recheck
 from qcompile.report import SiteReport
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
     weight = product.weight if isinstance(product, Product) else _weight_operand(state, node, constant)
     low = low_bit_leaves(leaves_of(weight, state.constants)) if weight is not None else []
     if isinstance(product, Product) and low:
-        reading = unhealthy(product, state.constants) or reader.read(product)
+        reading = reader.read(product)
         if isinstance(reading, str):
             state.declined_by_value = True
             _decline(state, node, _largest(low), reading)

@@ -44,6 +44,7 @@ from qcompile.tighten import Extent
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.
 _WHOLE, _STRIP = 1 << 21, 1 << 19
 _EXACT_STRIPS = 4
+_ROOM = 2.0**-90, 2.0**90  # of weights that are scaled after their product
 _ALONG_N = frozenset({"codes", "scales", "zeros"})
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Tensor, torch.ops.aten.addcmul.default)
 
@@ -52,10 +53,12 @@ _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rs
 class Facts:
     """What was seen of one weight when it was compared with its reading.
 
+    scale_range  size of the least and the largest scale that is not 0; (1, 1) if all are
     zero_range   least and largest zero point, (0, 0) without any
     narrow       its codes and zero points fit 4 bits; straight: its permutation moves nothing (qcompile.tighten)
     """
 
+    scale_range: tuple[float, float]
     zero_range: tuple[int, int]
     scale_dtype: torch.dtype
     narrow: bool
@@ -100,6 +103,7 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     """What was seen of the parts of a weight together; raises _Wrong if they cannot be served."""
     extent = Extent(proposal)
     zeros: list[Tensor] = []
+    sizes: list[float] = []
     dtype = torch.float32
     for operands in parts:
         if not all_finite(operands.scales):
@@ -107,13 +111,14 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
             zeros += torch.aminmax(operands.zeros)
+        sizes += magnitudes(operands.scales)
         dtype = operands.scales.dtype
     narrow = extent.fits_four_bits
     span = extent.zero_range if narrow else (int(min(zeros)), int(max(zeros))) if zeros else (0, 0)
     bits = 4 if narrow else proposal.bits
     if bits < 8 and (span[0] < 0 or span[1] > 1 << bits):
         raise _Wrong(f"its zero points {span[0]} .. {span[1]} are outside 0 .. {1 << bits}")
-    return Facts(span, dtype, narrow, extent.in_order)
+    return Facts((min(sizes, default=1.0), max(sizes, default=1.0)), span, dtype, narrow, extent.in_order)
 
 
 def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:
@@ -255,12 +260,35 @@ def without_codes(proposal: Proposal, leaves: Sequence[Tensor]) -> Operands | No
     return None if any(item.is_meta for item in small) or not operands.codes.is_meta else operands
 
 
+def magnitudes(tensor: Tensor) -> list[float]:
+    """The least and the largest size of an element that is not 0; empty if all are."""
+    sizes = tensor.to(torch.float32).abs()
+    sizes = sizes[sizes > 0]
+    return [float(size) for size in torch.aminmax(sizes)] if sizes.numel() else []
+
+
+def scaled_out_of_range(facts: Facts, factors: Sequence[tuple[Tensor, bool]], bits: int) -> str:
+    """Why factors behind a product (tensor, True if it divides) must not be taken into the weight's scales; "" if they may.
+
+    The product is computed before it is scaled: there must be room on both sides for inputs of any usual size.
+    """
+    low, high = facts.scale_range[0], facts.scale_range[1] * (1 << bits)
+    if factors and not (_ROOM[0] <= low and high <= _ROOM[1]):
+        return f"its scales of {low:.3g} .. {facts.scale_range[1]:.3g} leave no room for the factor behind its product"
+    for tensor, divides in factors:
+        wide = tensor.to(torch.float32)
+        if not bool(torch.isfinite(1 / wide if divides else wide).all()):
+            return "a factor after its product is NaN or infinite"
+        least, most = magnitudes(wide) or (1.0, 1.0)
+        low, high = (low / most, high / least) if divides else (low * least, high * most)
+        if not (_ROOM[0] <= low and high <= _ROOM[1]):
+            return f"a factor after its product, of {least:.3g} .. {most:.3g}, takes its scales out of the range of float32"
+    return ""
+
+
 def _keeps_its_range(operands: Operands, proposal: Proposal, dtype: torch.dtype) -> bool:
     """Whether no code times its scale leaves the range of normal numbers of any dtype it is rounded to on the way."""
-    sizes = operands.scales.to(torch.float32).abs()
-    sizes = sizes[sizes > 0]
-    if not sizes.numel():
-        return True
-    low, high = float(sizes.min()) / 2, float(sizes.max()) * (1 << (proposal.bits + 1))  # / 2: the least step of a code book
+    least, most = magnitudes(operands.scales) or (1.0, 1.0)
+    low, high = least / 2, most * (1 << (proposal.bits + 1))  # / 2: the least step of a code book
     kinds = [torch.finfo(kind) for kind in {dtype, operands.scales.dtype} if kind.is_floating_point]
     return all(low >= kind.smallest_normal and high <= kind.max for kind in kinds)

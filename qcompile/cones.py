@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompile.acceptance import Claim, Facts, agrees, examine
+from qcompile.acceptance import Claim, Facts, agrees, examine, scaled_out_of_range
 from qcompile.check import is_fixed, random_leaves
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.graph import Constant, is_call, leaves_of, structural_key, subgraph, value
+from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
 from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
 from qcompile.tighten import four_bits, in_order
@@ -105,6 +105,13 @@ class Reader:
             _structures[structure] = known.guess
             _remember(key, known)
         guess, facts = known.guess, known.facts
+        if product.post and not known.leaves.released:
+            feed = {node: constant.tensor for node, constant in self.constants.items()}
+            values = evaluate([factor for factor, _ in product.post], feed)
+            divides = [divide for _, divide in product.post]
+            wrong = scaled_out_of_range(facts, list(zip(values, divides, strict=True)), 8)
+            if wrong:
+                return wrong
         proposal, inputs = self._proposal(product, leaves, guess)
         proposal = four_bits(proposal) if facts.narrow else proposal
         proposal = in_order(proposal) if facts.straight else proposal

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qcompile.activations import Rounded, recognize_activation
 from qcompile.cones import Reader, Reading
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, constant_nodes, evaluate, is_released, subgraph
+from qcompile.graph import Constant, constant_nodes, is_released, subgraph
 from qcompile.kernels import Kernel, Site
 from qcompile.products import Product
 from qcompile.store import Recipe
@@ -53,7 +53,7 @@ class Recheck:
         constants = {node: given[origin] for node, origin in zip(self.inputs, self.origins, strict=True)}
         released = any(is_released(constant.tensor) for constant in constants.values())
         try:
-            reading = ("" if released else unhealthy(self.product, constants)) or Reader(constants).read(self.product)
+            reading = Reader(constants).read(self.product)
             if isinstance(reading, str):
                 return reading
             if _of_reading(reading) != self.reading:
@@ -83,13 +83,3 @@ def _reads_any(x: fx.Node, source: fx.Node, constants: set[fx.Node]) -> bool:
 
 def _of_reading(reading: Reading) -> tuple[object, ...]:
     return reading.key, reading.proposal.act_order, reading.scale_dtype
-
-
-def unhealthy(product: Product, constants: Mapping[fx.Node, Constant]) -> str:
-    """What is wrong with the constants that scale the result, "" if nothing is."""
-    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
-    for node, divides in product.post:
-        factor = evaluate([node], feed)[0].to(torch.float32)
-        if not bool(torch.isfinite(1 / factor if divides else factor).all()):
-            return "a factor after its product is NaN or infinite"
-    return ""

@@ -19,12 +19,18 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 linear = torch.nn.functional.linear
 
 
-def read(chain: Callable[..., Tensor], tensors: dict[str, Tensor], dtype: torch.dtype = F32, k: int = K) -> tuple[Any, Tensor]:
-    """(the reading or the reason, the dense weight) of y = x @ chain(**tensors).T, without any compiler."""
+def read(
+    chain: Callable[..., Tensor],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype = F32,
+    k: int = K,
+    post: Callable[[Tensor, Tensor], Tensor] = lambda y, _: y,
+) -> tuple[Any, Tensor]:
+    """(the reading or the reason, the dense weight) of y = post(x @ chain(**tensors).T, last tensor), without any compiler."""
     weight = chain(**tensors).to(dtype)
 
     def code(x: Tensor, *given: Tensor) -> Tensor:
-        return linear(x, chain(**dict(zip(tensors, given, strict=True))).to(x.dtype))
+        return post(linear(x, chain(**dict(zip(tensors, given, strict=True))).to(x.dtype)), given[-1])
 
     gm = make_fx(code, tracing_mode="real")(torch.ones(2, k, dtype=dtype), *tensors.values())
     placeholders = list(gm.graph.find_nodes(op="placeholder"))
@@ -43,7 +49,9 @@ def unpacked(reading: cones.Reading, constants: dict[fx.Node, Constant]) -> Quan
     codes, scales, zeros, perm, *_ = reading.proposal.unpack(values)
     proposal = reading.proposal
     zeros = None if proposal.symmetric else zeros
-    return QuantizedWeight(codes, scales, zeros, proposal.bits, proposal.group, perm if proposal.act_order else None, proposal.codebook)
+    return QuantizedWeight(
+        codes, scales, zeros, proposal.bits, proposal.group, perm if proposal.act_order else None, proposal.codebook
+    )
 
 
 def codes(low: int = -8, high: int = 8, dtype: torch.dtype = torch.int8, n: int = N, k: int = K) -> Tensor:
@@ -80,7 +88,11 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, ...], t
     "an offset": (lambda q, s: q.float() * s + 0.001, (), (2.0**-6, 0.5)),
     "an offset that bfloat16 hides": (lambda q, s: (q.float() * s + s * 2.0**-9).to(BF16).float(), (0.0,), (2.0**-6,)),
     "negated where large": (lambda q, s: torch.where(s > 1, -q.float() * s, q.float() * s), (2.0**-6, 8.0), ()),
-    "one element apart": (lambda q, s: q.float() * s + torch.nn.functional.pad(s[:1] * 0.3, (0, K - 1, 0, N - 1)), (0.0,), (2.0**-6,)),
+    "one element apart": (
+        lambda q, s: q.float() * s + torch.nn.functional.pad(s[:1] * 0.3, (0, K - 1, 0, N - 1)),
+        (0.0,),
+        (2.0**-6,),
+    ),
     "not a number at zero": (lambda q, s: q.float() * (s / s * s), (2.0**-6, 1e6), (0.0,)),
     "square": (lambda q, s: q.float() * q.float() * s, (), ()),
 }
@@ -106,8 +118,10 @@ LOOKALIKES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "the zero point is doubled for odd codes": lambda q, s, z: grouped(
         q.float() - (z.float()[..., None] * (1 + q.reshape(N, 4, -1) % 2)).reshape(N, K), s
     ),
-    "two codes change places": lambda q, s, z: grouped(torch.where(q == 3, 4, torch.where(q == 4, 3, q)).float(), s)
-    + torch.nn.functional.pad(s[:1, :1], (0, K - 1, 0, N - 1)) * 0.25,
+    "two codes change places": lambda q, s, z: (
+        grouped(torch.where(q == 3, 4, torch.where(q == 4, 3, q)).float(), s)
+        + torch.nn.functional.pad(s[:1, :1], (0, K - 1, 0, N - 1)) * 0.25
+    ),
 }
 
 
@@ -171,6 +185,30 @@ class TestLargeWeights:
         tensors["q"][2000, 5] = 100
         reading, dense = read(lambda q, s: q.float() * s, tensors, k=self.k)
         assert reading.bits == 8 and torch.equal(reading.dequantize(), dense)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "reason"),
+    [
+        (0.01, 0.5, ""),
+        (0.01, 0.0, ""),
+        (1e30, 1e-30, "leave no room"),
+        (1e-30, 1e30, "leave no room"),
+        (0.01, 1e30, "out of the range"),
+        (0.01, 1e-30, "out of the range"),
+        (0.01, torch.inf, "NaN or infinite"),
+        (0.01, torch.nan, "NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("divides", [False, True])
+def test_factors_behind_the_product(size: float, factor: float, reason: str, divides: bool) -> None:
+    """They become a part of the scales, which is only the same if neither the product nor the scales leave their range."""
+    tensors = {"q": codes(), "s": scales(size), "f": torch.full((N,), factor)}
+    if divides:
+        tensors["f"] = 1 / tensors["f"]
+        reason = "out of the range" if factor == 0.0 else reason  # y / inf
+    reading, _ = read(lambda q, s, f: q.float() * s, tensors, post=lambda y, f: y / f if divides else y * f)
+    assert reason in reading if reason else not isinstance(reading, str), reading
 
 
 def test_what_is_known_of_weights_does_not_grow_with_their_changes() -> None:
