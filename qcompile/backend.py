@@ -4,6 +4,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -16,6 +17,7 @@ from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
+from qcompile.first_calls import FirstCalls
 from qcompile.frontends import notes
 from qcompile.graph import Constant
 from qcompile.meaning import Verdict
@@ -77,7 +79,9 @@ def compile_graph(
     unseen.saw(constant.tensor for constant in graph.constants.values())
     for model in compiled_callers():
         unseen.watch(model)
-    record(graph.rows, outermost() or graph.number)
+    graph.model = outermost() or graph.number
+    record(graph.rows, graph.model)
+    call = graph.with_net(call)
     weakref.finalize(call, retire, graph.number).atexit = False
     unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
     if unread and not any(row.bits for row in graph.rows):
@@ -101,6 +105,8 @@ class _Graph:
         self.constants = dynamo_constants(gm, inputs)
         self.rows: list[SiteReport] = []
         self.verified: dict[Any, Verdict] = {}
+        self.model: Any = self.number  # what tells its rows from those of another model
+        self.written: Sequence[int] | None = None  # numbers of inputs, None if a second run would not be the same
 
     @property
     def may_be_cut(self) -> bool:
@@ -117,6 +123,25 @@ class _Graph:
         else:
             call = _through_inductor(self.gm, self.inputs, self.mode, one.compile)
         self.rows = one.rows
+        self.written = one.writes if one.repeatable else None
+        return call
+
+    def with_net(self, code: Callable[..., Any]) -> Callable[..., Any]:
+        """The code, with the captured graph to fall back on if it raises in its first calls; holds no tensor of this call."""
+        if self.options.fallback == "error":
+            return code
+        gm, mode, rows, model, number = self.gm, self.mode, self.rows, self.model, self.number
+        # What is compiled at run time would be right for one size only.
+        interpreted = self.options.rest == "eager" or any(isinstance(item, torch.SymInt) for item in self.inputs)
+
+        def unchanged(args: Sequence[Any]) -> Callable[..., Any]:
+            return gm if interpreted else _through_inductor(gm, args, mode)
+
+        net = FirstCalls(code, gm, self.written, unchanged, lambda what: record(_without_kernels(rows, what, number), model))
+
+        def call(*args: Any) -> Any:
+            return net.call(*args)
+
         return call
 
     def in_regions(self) -> Callable[..., Any] | None:
@@ -137,6 +162,7 @@ class _Graph:
             return None
         log.info("graph %d: %s, each compiled once; %d pieces of code", self.number, plan, built.compiled)
         self.rows = built.rows
+        self.written = built.written
         Dump(self.options.dump, self.number).regions(built.rows, plan)
         return built.call
 
@@ -171,6 +197,24 @@ class _Graph:
             explained=self.explained,
             verified=self.verified,
         )
+
+
+def _without_kernels(rows: Sequence[SiteReport], what: str, number: int) -> list[SiteReport]:
+    """The rows of a graph that runs unchanged after all."""
+    changed = [
+        replace(
+            row,
+            kernel=None,
+            reasons={**row.reasons, row.kernel: (what,)} if row.kernel else row.reasons,
+            bytes_after=row.bytes_before,
+            sqnr_db=None,
+            fallback="packed",
+        )
+        for row in rows
+    ]
+    if not Report.of(rows).sites:
+        changed.append(SiteReport(module=f"graph {number}", declined=what, graph=number))
+    return changed
 
 
 def _through_inductor(

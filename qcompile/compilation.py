@@ -62,6 +62,7 @@ class Compilation:
         self.verified = {} if verified is None else verified
         self.rows: list[SiteReport] = []
         self.writes: list[int] = []
+        self.repeatable = False  # with what it writes to put back, the graph can be run a second time
         self.folded: list[int] = []
         self.by_value = False
         self.duties: Duties | None = None  # what a caller does in the place of AOTAutograd's wrapper, None if that has to stay
@@ -121,6 +122,8 @@ class Compilation:
         given = len(list(self.gm.graph.find_nodes(op="placeholder")))
         if self.writes and len(meta.input_info) != given:  # inputs were merged: any may be meant
             self.writes = list(range(given))
+        changes_more = bool(meta.tokens) or any(info.mutates_metadata for info in meta.input_info)
+        self.repeatable = not changes_more and len(meta.input_info) <= given
         placeholders = list(gm.graph.find_nodes(op="placeholder"))
         graph_inputs = [number_of(node.meta.get("desc")) for node in placeholders]
         plain = all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in placeholders)

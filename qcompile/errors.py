@@ -142,6 +142,12 @@ LAST_GRAPH_WARNING = (
     'TORCH_LOGS="recompiles".'
 )
 
+FIRST_CALL_WARNING = (
+    "qcompile: the code of a compiled graph failed when it was called ({problem}), and the graph as it was captured does not. It "
+    "runs unchanged from now on, with the right numbers and without quantized kernels. This is a fault of qcompile, please report "
+    "it; torch._dynamo.reset() compiles the graph again."
+)
+
 CHANGED_WARNING = (
     "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked "
     "and slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."

@@ -65,11 +65,15 @@ Compile = Callable[[fx.GraphModule, list[Any], dict[int, Constant], set[int]], R
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A whole graph, compiled in parts: what to call, the decisions, and how many parts have code of their own."""
+    """A whole graph, compiled in parts: what to call, the decisions, and how many parts have code of their own.
+
+    written: numbers of the graph's inputs that are written to; None if it cannot be run a second time with those put back.
+    """
 
     call: Callable[..., Any]
     rows: list[SiteReport]
     compiled: int
+    written: list[int] | None
 
 
 def build(
@@ -85,7 +89,11 @@ def build(
     builder = _Builder(plan, dict(zip(placeholders, inputs, strict=True)), constants, compile_module)
     builder.run()
     regions = [builder.regions[part] for part in plan.parts]
-    return Built(stitch(placeholders, plan, outputs, regions), builder.rows, len(set(regions)))
+    written = {part.inputs[number] for part, region in builder.regions.items() for number in region.writes}
+    numbers = [number for number, node in enumerate(placeholders) if node in written]
+    repeatable = all(getattr(region, "repeatable", False) for region in regions)
+    call = stitch(placeholders, plan, outputs, regions)
+    return Built(call, builder.rows, len(set(regions)), numbers if repeatable else None)
 
 
 class _Builder:
