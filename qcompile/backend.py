@@ -51,7 +51,6 @@ def reset() -> None:
 
 
 backend.reset = reset  # type: ignore[attr-defined]
-head_start.begin_with_dynamo()
 
 
 def compile_graph(
