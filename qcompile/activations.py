@@ -195,13 +195,13 @@ def _region(x: fx.Node, source: fx.Node, feed: Mapping[fx.Node, Tensor], number:
 def _sample(shape: Sequence[int], dtype: torch.dtype, probe: int) -> Tensor:
     """Random inputs of that shape: plain, large, tiny, with outliers, with a row of zeros."""
     generator = torch.Generator().manual_seed(77 + probe)
-    x = torch.randn(shape, generator=generator, dtype=torch.float32)
+    x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     if probe == 1:
         x = x * 40.0 + 3.0
     elif probe == 2:
         x = x * 2.0**-7
     elif probe == 3 and len(shape):
-        x = torch.where(torch.rand(shape, generator=generator, dtype=torch.float32) > 0.99, x * 30.0, x)
+        x = torch.where(torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") > 0.99, x * 30.0, x)
     elif probe == 4 and len(shape) > 1:
         x[..., :1, :] = 0.0
     return x.to(dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
-from qcompile import names, recompiles, unseen, versions
+from qcompile import head_start, names, recompiles, unseen, versions
 from qcompile.backend import backend, compile_graph
 from qcompile.options import resolve
 from qcompile.report import Report
@@ -35,9 +35,11 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
     options: fields of qcompile.Options (kernels, disable, rest, fallback, verify, allow_a8, dump, platform, release, ...).
     Raises OptionError or UnknownNameError for wrong options, before anything is compiled.
     """
-    resolve(options)
+    settings = resolve(options)
     prepare(model)
     unseen.watch(model)
+    if settings.rest == "inductor":
+        head_start.begin_for(model)
     model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None, recompile_limit=recompiles.limit())
     return model
 

@@ -130,7 +130,7 @@ def reference(found: Attention, values: list[Tensor]) -> Tensor:
         mask = values[3]
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
     if found.causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), -math.inf)
     weights = torch.softmax(scores, dim=-1)
     if not found.nan_if_unseen:
         weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)

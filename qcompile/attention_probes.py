@@ -145,7 +145,7 @@ def _masks(found: Attention, shapes: list[tuple[int, ...]], name: str, generator
 def _random(node: fx.Node, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Random numbers of that shape, in memory in the order of the graph's tensor and with gaps where it has some."""
     full, strides, dtype = shape_of(node)
-    random = torch.randn(shape, generator=generator, dtype=torch.float32)
+    random = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     if dtype is torch.bool:
         return random > -1.0
     order = sorted(range(len(full)), key=lambda place: (strides[place], full[place]))
@@ -154,4 +154,4 @@ def _random(node: fx.Node, shape: tuple[int, ...], generator: torch.Generator) -
         gap = strides[place] > dense
         steps[place] = here + 8 if gap else here
         dense, here = max(dense, strides[place] * full[place]), steps[place] * shape[place]
-    return torch.empty_strided(shape, steps, dtype=dtype).copy_(random)
+    return torch.empty_strided(shape, steps, dtype=dtype, device="cpu").copy_(random)

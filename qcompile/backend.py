@@ -53,7 +53,6 @@ def reset() -> None:
 
 
 backend.reset = reset  # type: ignore[attr-defined]
-head_start.begin_with_dynamo()
 
 
 def compile_graph(

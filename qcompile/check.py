@@ -92,7 +92,7 @@ def tolerance(grouped: Tensor, step: Tensor | float, dtype: torch.dtype) -> Tens
     unit = _UNIT.get(dtype, 2.0**-8)
     magnitude = grouped.abs()
     largest = magnitude.amax(-1, keepdim=True) * (_GROUP_ROUNDINGS * unit)
-    shared = torch.minimum(largest, torch.as_tensor(step * _STEP_SHARE, dtype=largest.dtype))
+    shared = torch.minimum(largest, torch.as_tensor(step * _STEP_SHARE, dtype=largest.dtype, device=largest.device))
     return torch.maximum(magnitude * (_ROUNDINGS * unit), shared)
 
 
@@ -119,13 +119,15 @@ def in_range(codes: Tensor, bits: int, signed: bool) -> bool:
 
 def _random_like(leaf: Tensor, k: int, generator: torch.Generator) -> Tensor:
     if leaf.dtype is torch.int32 and tuple(leaf.shape) == (k,):
-        return leaf[torch.randperm(k, generator=generator)]
+        return leaf[torch.randperm(k, generator=generator, dtype=torch.int64, device="cpu")]
     if leaf.dtype in LOW_BIT:
-        raw = torch.randint(0, 256, (*leaf.shape, leaf.element_size()), dtype=torch.uint8, generator=generator)
+        raw = torch.randint(0, 256, (*leaf.shape, leaf.element_size()), dtype=torch.uint8, generator=generator, device="cpu")
         if leaf.dtype.is_floating_point:
-            return (torch.rand(leaf.shape, generator=generator) + 0.5).to(leaf.dtype)
+            return (torch.rand(leaf.shape, generator=generator, dtype=torch.float32, device="cpu") + 0.5).to(leaf.dtype)
         return raw.view(leaf.dtype).reshape(leaf.shape).clone() if leaf.dim() else leaf
     if leaf.dtype.is_floating_point:
-        sign = torch.randint(0, 2, leaf.shape, generator=generator) * 2 - 1
-        return ((torch.rand(leaf.shape, generator=generator) + 0.5) * sign * 2.0**-6).to(leaf.dtype)
+        sign = torch.randint(0, 2, leaf.shape, generator=generator, dtype=torch.int64, device="cpu") * 2 - 1
+        return ((torch.rand(leaf.shape, generator=generator, dtype=torch.float32, device="cpu") + 0.5) * sign * 2.0**-6).to(
+            leaf.dtype
+        )
     return leaf

@@ -77,7 +77,7 @@ def _remember(key: tuple[Any, ...], known: _Known) -> None:
     """Keep what was read of a weight in the place of what was read of its earlier contents; drop weights that are gone."""
     _weights[key] = known
     if len(_weights) > _swept[0]:
-        for other in [other for other, item in _weights.items() if any(storage.expired() for storage in item.leaves.storages)]:
+        for other in [other for other, item in _weights.items() if item.leaves.gone]:
             del _weights[other]
         _swept[0] = max(_FEWEST, 2 * len(_weights))
 

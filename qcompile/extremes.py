@@ -52,7 +52,7 @@ def _tried(kernel: Kernel, site: Site, weight: Operands) -> str:
 def tokens(site: Site) -> Tensor:
     """x [6, K] of the site's dtype, a row for each of _ROWS."""
     generator = torch.Generator().manual_seed(1991)
-    x = torch.randn(len(_ROWS), site.k, generator=generator, dtype=torch.float32)
+    x = torch.randn(len(_ROWS), site.k, generator=generator, dtype=torch.float32, device="cpu")
     for row, number in enumerate((torch.nan, torch.inf, -torch.inf)):
         x[row, (7 * row + 3) % site.k] = number
     x[3] = 0.0
@@ -100,7 +100,7 @@ def _narrowed(kernel: Kernel, site: Site, weight: Operands) -> str:
     scales[0] = small
     scales[1:2] = large
     odd = weight._replace(scales=scales)
-    x = torch.randn(4, site.k, generator=torch.Generator().manual_seed(7), dtype=torch.float32)
+    x = torch.randn(4, site.k, generator=torch.Generator().manual_seed(7), dtype=torch.float32, device="cpu")
     x = (x * (1024.0 / site.k if float16 else 1.0)).to(site.dtype)
     want, y = formula(x, odd, site, kernel.rounding(site)), prepared(kernel, site, odd)(x)
     for column, scale in zip(range(min(2, site.n)), (small, large), strict=False):

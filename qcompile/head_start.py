@@ -1,4 +1,4 @@
-"""Has Inductor do its slow preparations while Dynamo traces and our own passes run.
+"""Has Inductor do its slow preparations while Dynamo traces and our own passes run, for models that are given to us.
 
 It compiles and loads a test library for each vector instruction set, in processes of their own that it waits for: with an empty
 cache some seconds, with a full one still most of a second. Then it has the compiler look whether the header of all its kernels is
@@ -6,33 +6,30 @@ still the one that it compiled in advance. It keeps the results for the rest of 
 
 All of that is waiting. What computes, or opens many files (the key of Inductor's own sources), stays in the main thread: a thread
 that asks for Python's lock a thousand times gets it every 5 ms while Dynamo traces.
+
+It begins in qcompile.compile, and for torch.compile(backend="qcompile") with the first graph that goes to Inductor. Nothing is
+registered with Dynamo, and nothing begins for graphs of other back ends.
 """
 
+import importlib
 import logging
 import threading
+from itertools import chain
 
-import torch
-from torch._dynamo.callback import CallbackArgs, callback_handler
+from torch import nn
 
 log = logging.getLogger(__name__)
 _worker: threading.Thread | None = None
 
 
-def begin_with_dynamo() -> None:
-    """Begin as soon as Dynamo starts on a first graph, unless an accelerator may be what that graph is for.
-
-    By then Dynamo has imported all of Inductor that is needed: two threads that import it at once may meet.
-    """
-    callback_handler.register_start_callback(_compilation_starts)
-
-
-def _compilation_starts(_: CallbackArgs) -> None:
-    # It stays registered: Dynamo is walking over its list of callbacks.
-    try:
-        if _worker is None and not torch.accelerator.is_available():
+def begin_for(model: nn.Module) -> None:
+    """Begin before the first call of a model, if a part of it lies on the processor."""
+    if any(tensor.device.type == "cpu" for tensor in chain(model.parameters(), model.buffers())):
+        try:
+            importlib.import_module("torch._inductor.compile_fx")  # here: two threads that import it at once may meet
             begin()
-    except Exception:  # a graph that comes to us with tensors of the processor begins then
-        log.debug("no head start while Dynamo traces", exc_info=True)
+        except Exception:  # then Inductor does it itself, and says what is wrong
+            log.debug("no head start", exc_info=True)
 
 
 def begin() -> None:

@@ -118,7 +118,9 @@ class QuantizedWeight:
             raise WeightError("scales", "finite values", "NaN or infinity")
         if self.zeros is not None and (list(self.zeros.shape) != expected or self.zeros.dtype != torch.int8):
             raise WeightError("zeros", f"int8 {expected}", f"{self.zeros.dtype} {list(self.zeros.shape)}")
-        if self.perm is not None and not torch.equal(self.perm.long().sort().values, torch.arange(self.k)):
+        if self.perm is not None and not torch.equal(
+            self.perm.long().sort().values, torch.arange(self.k, dtype=torch.int64, device=self.perm.device)
+        ):
             raise WeightError("perm", f"a permutation of 0 .. {self.k - 1}", "repeated or missing indices")
         self._check_ranges()
 

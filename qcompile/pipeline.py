@@ -205,9 +205,9 @@ def probe_inputs(state: State, seed: int = 0) -> dict[fx.Node, Any]:
         elif isinstance(val, Tensor):
             shape = [hint(size) for size in val.shape]
             if val.dtype.is_floating_point:
-                feed[node] = torch.randn(shape, generator=generator).to(val.dtype)
+                feed[node] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(val.dtype)
             else:
-                feed[node] = torch.zeros(shape, dtype=val.dtype)
+                feed[node] = torch.zeros(shape, dtype=val.dtype, device="cpu")
         else:
             feed[node] = hint(val)
     return feed

@@ -38,7 +38,7 @@ class Recheck:
         extra: dict[fx.Node, Constant] = {}
         if rounded is not None and rounded.tried:
             roots.append(product.x)
-            extra = {rounded.source: Constant("the input", torch.empty(0))}
+            extra = {rounded.source: Constant("the input", torch.empty(0, dtype=torch.float32, device="cpu"))}
         copy = Recipe.of(roots, {**constants, **extra})
         pairs = dict(zip(copy.sources, copy.inputs, strict=True))
         source = pairs.pop(rounded.source, None) if rounded is not None and extra else None

@@ -247,7 +247,7 @@ def _filled(node: fx.Node, *args: Any, **kwargs: Any) -> Placed:
         raise SizesError(f"{node.name} is filled with a number that is computed")
     fake = value(node)
     sizes = [int(hint(size)) for size in fake.shape]
-    tensor = torch.full([1] * len(sizes), number, dtype=fake.dtype)
+    tensor = torch.full([1] * len(sizes), number, dtype=fake.dtype, device="cpu")
     return Placed(tensor, tuple((Axis(_SAME, size, 1),) if size > 1 else () for size in sizes))
 
 

@@ -70,7 +70,10 @@ class Recipe:
 
     def extended(self, roots: Sequence[fx.Node], retire: bool, shelf: Shelf | None = None) -> "Recipe":
         """The recipe of other roots in this recipe's graph, on the same raw constants."""
-        constants = {node: Constant(path, torch.empty(0)) for node, path in zip(self.inputs, self.paths, strict=True)}
+        constants = {
+            node: Constant(path, torch.empty(0, dtype=torch.float32, device="cpu"))
+            for node, path in zip(self.inputs, self.paths, strict=True)
+        }
         inner = Recipe.of(roots, constants, retire, shelf)
         outer = dict(zip(self.inputs, self.sources, strict=True))
         inner.sources = tuple(outer[node] for node in inner.sources)

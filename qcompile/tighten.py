@@ -70,7 +70,7 @@ def _shifted(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:
 def is_in_order(operands: Operands) -> bool:
     """Whether the permutation moves nothing: `in_order` can be used."""
     perm = operands.perm
-    return perm is not None and torch.equal(perm.long(), torch.arange(perm.numel(), device=perm.device))
+    return perm is not None and torch.equal(perm.long(), torch.arange(perm.numel(), device=perm.device, dtype=torch.int64))
 
 
 def in_order(proposal: Proposal) -> Proposal:

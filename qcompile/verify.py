@@ -178,15 +178,17 @@ def _along(shape: Sequence[int], n: int) -> int | None:
 def sample(like: Tensor, seed: int, shape: Sequence[int]) -> Tensor:
     """Random values of that shape, of a fake tensor's dtype and device."""
     generator = torch.Generator().manual_seed(99 + seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32).to(like.device, like.dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device, like.dtype)
 
 
 def probe(site: Site) -> Tensor:
     """Random x [M, K] of the site's dtype, with rows of different size; M is 5, or more for few outputs."""
     generator = torch.Generator().manual_seed(4242)
     rows = max(_ROWS, -(-_LEAST_VALUES // max(site.n, 1)))
-    sizes = torch.tensor([1.0, 0.25, 4.0, 1.0, 1.0]).repeat(-(-rows // _ROWS))[:rows]
-    return (torch.randn(rows, site.k, generator=generator) * sizes[:, None]).to(site.device, site.dtype)
+    sizes = torch.tensor([1.0, 0.25, 4.0, 1.0, 1.0], dtype=torch.float32, device="cpu").repeat(-(-rows // _ROWS))[:rows]
+    return (torch.randn(rows, site.k, generator=generator, dtype=torch.float32, device="cpu") * sizes[:, None]).to(
+        site.device, site.dtype
+    )
 
 
 def canonical(x: Tensor, operands: Operands, site: Site, activation: ActivationQuant) -> Tensor:

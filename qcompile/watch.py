@@ -38,6 +38,11 @@ class Leaves:
         known = zip(self.storages, self._filled, strict=True)
         return any(filled and (storage := reference()) is not None and storage.nbytes() == 0 for reference, filled in known)
 
+    @property
+    def gone(self) -> bool:
+        """Whether the storage of one of them is dead."""
+        return any(reference() is None for reference in self.storages)
+
     def same(self, leaves: Sequence[Constant]) -> bool:
         """Whether these are still the same weights with the same content, given that their identities are equal."""
         for leaf, reference, before in zip(leaves, self.storages, self._content, strict=True):

@@ -57,7 +57,7 @@ def prompt_ids(folder: Path, prompt: str | None, vocabulary: int) -> tuple[Tenso
         raise FolderError(
             f'--prompt: {folder} has no tokenizer, so the prompt must be token ids below {vocabulary} ("1 2 3"), got {prompt!r}'
         )
-    return torch.tensor([[int(word) for word in words]]), None
+    return torch.tensor([[int(word) for word in words]], dtype=torch.int64, device="cpu"), None
 
 
 def example_inputs(model: Any, folder: Path, prompt: str | None) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def example_inputs(model: Any, folder: Path, prompt: str | None) -> dict[str, An
         vision = getattr(config, "vision_config", config)
         size, channels = getattr(vision, "image_size", 224), getattr(vision, "num_channels", 3)
         height, width = (size, size) if isinstance(size, int) else size
-        return {main: torch.zeros(1, channels, height, width, dtype=dtype)}
+        return {main: torch.zeros(1, channels, height, width, dtype=dtype, device="cpu")}
     if main == "input_features":
         frames = 2 * getattr(config, "max_source_positions", 1500)
-        given: dict[str, Any] = {main: torch.zeros(1, getattr(config, "num_mel_bins", 80), frames, dtype=dtype)}
+        given: dict[str, Any] = {main: torch.zeros(1, getattr(config, "num_mel_bins", 80), frames, dtype=dtype, device="cpu")}
     elif main == "input_ids":
         given = {main: prompt_ids(folder, prompt, text_config(config).vocab_size)[0]}
     else:
@@ -79,7 +79,9 @@ def example_inputs(model: Any, folder: Path, prompt: str | None) -> dict[str, An
             f"{type(model).__name__} takes {main}, and this command can only make input_ids, pixel_values or input_features"
         )
     if getattr(config, "is_encoder_decoder", False):
-        given["decoder_input_ids"] = torch.tensor([[getattr(config, "decoder_start_token_id", None) or 0]])
+        given["decoder_input_ids"] = torch.tensor(
+            [[getattr(config, "decoder_start_token_id", None) or 0]], dtype=torch.int64, device="cpu"
+        )
     return given
 
 

@@ -103,7 +103,7 @@ def _load_libraries() -> None:
     model = library.LlamaForCausalLM(config).eval()
     model.compile(backend="inductor")
     with torch.inference_mode():
-        _generate(model, torch.zeros((1, 2), dtype=torch.long), 2)
+        _generate(model, torch.zeros((1, 2), dtype=torch.long, device="cpu"), 2)
     torch._dynamo.reset()
 
 
@@ -113,7 +113,7 @@ def _generate(model: Any, ids: Tensor, count: int) -> list[float]:
 
     def stamp(given: Tensor, *_: Any, **__: Any) -> Tensor:
         stamps.append(time.perf_counter())
-        return torch.zeros(len(given), dtype=torch.bool)
+        return torch.zeros(len(given), dtype=torch.bool, device="cpu")
 
     start = time.perf_counter()
     model.generate(
@@ -130,7 +130,14 @@ def _generate(model: Any, ids: Tensor, count: int) -> list[float]:
 
 
 def _causal(model: Any, prompt_tokens: int, tokens: int) -> dict[str, float]:
-    ids = torch.randint(3, text_config(model.config).vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        3,
+        text_config(model.config).vocab_size,
+        (1, prompt_tokens),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.int64,
+        device="cpu",
+    )
     first = _generate(model, ids, tokens + 1)[-1]
     _generate(model, ids, tokens + 1)
     runs = [_generate(model, ids, tokens + 1) for _ in range(REPEATS)]

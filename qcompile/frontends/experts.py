@@ -111,7 +111,7 @@ def _evidence(stem: str, bits: int, session: Session) -> Evidence:
     zeros = unpack_words(qzeros, bits, groups, n)
     chosen = channels(n, k)
     codes = unpack_words(found["qweight"].index_select(1, chosen).t(), bits, len(chosen), k)
-    columns = found["g_idx"].long() if "g_idx" in found else torch.arange(k, device="cpu") * groups // k
+    columns = found["g_idx"].long() if "g_idx" in found else torch.arange(k, device="cpu", dtype=torch.int64) * groups // k
     least, most = torch.aminmax(zeros)
     return evidence(bits, (int(least), int(most)), codes, zeros.index_select(1, chosen).t(), columns.clamp(0, groups - 1))
 

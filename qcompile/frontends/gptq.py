@@ -151,7 +151,11 @@ def seen_in(module: Any, shape: Shape) -> Evidence:
     codes = unpack_words(module.qweight.detach().index_select(1, chosen).t(), bits, len(chosen), shape.k)
     zeros = unpack_words(module.qzeros.detach(), bits, groups, shape.n).index_select(1, chosen).t()
     g_idx = getattr(module, "g_idx", None)
-    columns = torch.arange(shape.k, device="cpu") // shape.group if g_idx is None or g_idx.numel() == 0 else g_idx.detach().long()
+    columns = (
+        torch.arange(shape.k, device="cpu", dtype=torch.int64) // shape.group
+        if g_idx is None or g_idx.numel() == 0
+        else g_idx.detach().long()
+    )
     return evidence(bits, stored, codes.cpu(), zeros.cpu(), columns.cpu())
 
 
@@ -187,7 +191,7 @@ def in_order(path: str, g_idx: Tensor | None, shape: Shape) -> bool:
     if g_idx is None or g_idx.numel() == 0:
         return True
     need_groups(f"{path}.g_idx", g_idx, shape.k, shape.group)
-    return torch.equal(g_idx.long(), torch.arange(shape.k, device=g_idx.device) // shape.group)
+    return torch.equal(g_idx.long(), torch.arange(shape.k, device=g_idx.device, dtype=torch.int64) // shape.group)
 
 
 def by_own_forward(

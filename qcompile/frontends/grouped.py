@@ -102,7 +102,7 @@ def agreement(module: Any, structure: Structure, used: tuple[bool, bool], x: Ten
 def probe(module: Any, k: int) -> Tensor:
     """A few ordinary tokens [4, K] in the dtype of the scales, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, k, generator=generator).to(module.scales.dtype)
+    return torch.randn(4, k, generator=generator, dtype=torch.float32, device="cpu").to(module.scales.dtype)
 
 
 def replace(module: Any, path: str, structure: Structure, used: tuple[bool, bool], note: str) -> None:

@@ -51,7 +51,7 @@ LOADING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LoadingLinear, nn.
 
 
 def _stand_in(*shape: int) -> torch.Tensor:
-    found = torch.empty(shape, device="meta")
+    found = torch.empty(shape, dtype=torch.get_default_dtype(), device="meta")
     found._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves it alone
     return found
 

@@ -49,7 +49,7 @@ class Evidence:
 def channels(n: int, k: int) -> Tensor:
     """The output channels of a layer [n, k] that are looked at."""
     count = max(1, min(n, _SAMPLE // max(k, 1)))
-    return torch.arange(count, device="cpu") * n // count
+    return torch.arange(count, device="cpu", dtype=torch.int64) * n // count
 
 
 def evidence(bits: int, stored: tuple[int, int] | None, codes: Tensor, zeros: Tensor, columns: Tensor) -> Evidence:

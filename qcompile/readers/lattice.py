@@ -99,7 +99,7 @@ class Weight:
         self.dense, self.tensors = dense, tensors
         self.n, self.k = dense.shape
         self.rounded = rounded_to(dense)
-        self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS)).long()
+        self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS), dtype=torch.float32, device="cpu").long()
         self.sample = dense.index_select(0, self.sampled).to(torch.float32)
         self._known_orders: dict[int, list[tuple[int, Tensor]]] = {}
 
@@ -177,7 +177,7 @@ class Weight:
 
     def _in_book(self, steps: Tensor, codebook: str) -> bool:
         """Whether every value is an entry, up to its own rounding alone: between entries nothing was subtracted."""
-        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32)
+        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device="cpu")
         entries = table[_entries(steps, codebook).long()]
         return bool(((steps - entries).abs() <= self._own_rounding(entries)).all())
 

@@ -149,7 +149,7 @@ def _few_values(weight: Weight, steps: Tensor) -> list[float]:
     apart = flat.diff() > 2 * tolerance(flat[1:].unsqueeze(-1), 0.0, weight.rounded).squeeze(-1)
     if int(apart.sum()) >= _FEW_VALUES or flat.numel() < 4 * _FEW_VALUES:
         return []
-    starts = torch.cat((torch.zeros(1, dtype=torch.long), apart.nonzero().flatten() + 1))
-    ends = torch.cat((starts[1:] - 1, torch.tensor([flat.numel() - 1])))
+    starts = torch.cat((torch.zeros(1, dtype=torch.long, device="cpu"), apart.nonzero().flatten() + 1))
+    ends = torch.cat((starts[1:] - 1, torch.tensor([flat.numel() - 1], dtype=torch.int64, device="cpu")))
     wide = flat[ends] - flat[starts] > 2 * tolerance(flat[ends].unsqueeze(-1), 0.0, weight.rounded).squeeze(-1)
     return [] if bool(wide.any()) else flat[starts].tolist()

@@ -46,7 +46,7 @@ def find_repeats(nodes: Sequence[fx.Node], looks: Callable[[fx.Node], Any]) -> l
     """
     at = {node: index for index, node in enumerate(nodes)}
     numbers: dict[Any, int] = {}
-    labels = torch.tensor([numbers.setdefault(_label(node), len(numbers)) for node in nodes])
+    labels = torch.tensor([numbers.setdefault(_label(node), len(numbers)) for node in nodes], dtype=torch.int64, device="cpu")
     found: list[Repeat] = []
     open_ranges = [(0, len(nodes))]
     while open_ranges:
@@ -91,7 +91,13 @@ def _candidates(labels: Tensor, low: int, high: int) -> list[Repeat]:
     found = []
     for period in range(1, (high - low) // 2 + 1):
         differs = (labels[low + period : high] != labels[low : high - period]).nonzero().flatten()
-        edges = torch.cat((torch.tensor([-1]), differs, torch.tensor([high - low - period])))
+        edges = torch.cat(
+            (
+                torch.tensor([-1], dtype=torch.int64, device="cpu"),
+                differs,
+                torch.tensor([high - low - period], dtype=torch.int64, device="cpu"),
+            )
+        )
         runs = edges.diff() - 1
         longest = int(runs.argmax())
         repeat = Repeat(low + int(edges[longest]) + 1, period, int(runs[longest]) // period + 1)

@@ -47,12 +47,14 @@ def objections() -> tuple[str, ...]:
 
 def _exact() -> bool:
     """Whether the largest operands give their exact product, for one row and for several."""
-    codes = torch.full((32, 256), 127, dtype=torch.int8)
+    codes = torch.full((32, 256), 127, dtype=torch.int8, device="cpu")
     codes[1::2] = -128
     packed = pack(codes)
     for rows in (1, 7):
-        q = torch.full((rows, 256), 255, dtype=torch.uint8)
-        if not torch.equal(linear(q, packed, torch.ones(32)), (q.float() - 128) @ codes.float().t()):
+        q = torch.full((rows, 256), 255, dtype=torch.uint8, device="cpu")
+        if not torch.equal(
+            linear(q, packed, torch.ones(32, dtype=torch.float32, device="cpu")), (q.float() - 128) @ codes.float().t()
+        ):
             return False
     return True
 
@@ -63,7 +65,7 @@ def _pack(codes: Tensor) -> Tensor:
     opaque: Tensor = operators.onednn.qlinear_prepack(codes.contiguous(), None)
     address, size = int(operators.mkldnn.data_ptr(opaque)), int(operators.mkldnn._nbytes(opaque))
     region = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(Region)
-    _OPAQUE[address] = (opaque, torch.zeros(codes.shape[0], dtype=torch.int64))
+    _OPAQUE[address] = (opaque, torch.zeros(codes.shape[0], dtype=torch.int64, device="cpu"))
     weakref.finalize(region, _OPAQUE.pop, address)
     return torch.frombuffer(region, dtype=torch.int8)[: codes.numel()].view(codes.shape)
 

@@ -117,12 +117,18 @@ def works() -> bool:
 
 def _right(n: int, k: int, m: int, operator: Foreign, rounding: ActivationQuant) -> bool:
     generator = torch.Generator().manual_seed(n + m)
-    codes = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator)
-    x = torch.randn(m, k, generator=generator)
+    codes = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator, device="cpu")
+    x = torch.randn(m, k, generator=generator, dtype=torch.float32, device="cpu")
     try:
         _prepack(codes)  # twice, because nothing may depend on the first one's pages
         weight = _prepack(codes).as_strided((n, k), (k, 1))
-        y = operator(input=x, weight=weight, weight_scales=torch.ones(n), bias=None, is_weight_prepacked=True)
+        y = operator(
+            input=x,
+            weight=weight,
+            weight_scales=torch.ones(n, dtype=torch.float32, device="cpu"),
+            bias=None,
+            is_weight_prepacked=True,
+        )
     except RuntimeError:
         return False
     return sqnr_db(rounding.apply(x) @ codes.float().t(), y) > 80

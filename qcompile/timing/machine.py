@@ -111,7 +111,7 @@ def factors_of(seconds: Callable[[int], float], times: Mapping[int, float]) -> F
 
 def _limits() -> Machine | None:
     ops = torch.ops.qcompile
-    buffer = torch.ones(_PROBE_BYTES, dtype=torch.uint8)
+    buffer = torch.ones(_PROBE_BYTES, dtype=torch.uint8, device="cpu")
 
     def multiply(octets: bool) -> float:
         return float(ops.native_probe_multiply.default(octets, _MULTIPLY_ROUNDS))

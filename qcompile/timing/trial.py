@@ -30,12 +30,14 @@ def operands(site: Site) -> Operands:
     half = 1 << (site.bits - 1)
     low = -half if site.symmetric and not site.codebook else 0
     low = -half if site.bits == 8 else low
-    codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8)
-    scales = (torch.rand(site.n, site.groups, generator=generator) * 0.02 + 0.001).to(site.scale_dtype)
-    zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8)
-    perm = torch.randperm(site.k, generator=generator) if site.act_order else None
-    bias = torch.zeros(site.n, dtype=site.dtype) if site.has_bias else None
-    static = torch.tensor([0.05], dtype=site.dtype) if site.activation.kind == "tensor" else None
+    codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8, device="cpu")
+    scales = (torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001).to(
+        site.scale_dtype
+    )
+    zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8, device="cpu")
+    perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
+    bias = torch.zeros(site.n, dtype=site.dtype, device="cpu") if site.has_bias else None
+    static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.kind == "tensor" else None
     return Operands(codes, scales, zeros, perm, bias, static, None)
 
 
@@ -49,13 +51,13 @@ def prepared(kernel: Kernel, site: Site, weight: Operands) -> Run:
 
 def dense(site: Site) -> Run:
     """The same layer with a dense weight."""
-    weight = torch.zeros(site.n, site.k, dtype=site.dtype)
+    weight = torch.zeros(site.n, site.k, dtype=site.dtype, device="cpu")
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
 def sweep() -> Callable[[], object]:
     """A function that reads COLD_BYTES of memory, and so drives weights out of the caches."""
-    buffer = torch.ones(COLD_BYTES, dtype=torch.uint8)
+    buffer = torch.ones(COLD_BYTES, dtype=torch.uint8, device="cpu")
     if missing_ops() is None:
         return lambda: torch.ops.qcompile.native_probe_read.default(buffer)
     words = buffer.view(torch.int64)
@@ -125,7 +127,7 @@ class Trial:
         found: dict[str, dict[int, float]] = {}
         with torch.no_grad():
             for m in rows:
-                x = torch.randn(m, self.site.k).to(self.site.dtype)
+                x = torch.randn(m, self.site.k, dtype=torch.float32, device="cpu").to(self.site.dtype)
                 for name, value in least(self.runs, x, self._sweep, rounds).items():
                     found.setdefault(name, {})[m] = value
         return found
