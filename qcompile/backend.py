@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
 from qcompile import cones, decompositions, head_start, recompiles, regions, unseen
@@ -78,7 +79,8 @@ def compile_graph(
     for model in compiled_callers():
         unseen.watch(model)
     record(graph.rows, outermost() or graph.number)
-    weakref.finalize(call, retire, graph.number).atexit = False
+    # Dynamo keeps what is inside wrappers of its own.
+    weakref.finalize(innermost_fn(call), retire, graph.number).atexit = False
     unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
     if unread and not any(row.bits for row in graph.rows):
         _warn_once(UNREAD_WARNING, module=unread[0].module, reason=unread[0].declined, more=len(unread) - 1)
