@@ -14,7 +14,7 @@ from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
-from qcompile.products import PRODUCTS, Product, find_product, low_bit_leaves, touches_low_bit
+from qcompile.products import PRODUCTS, Product, depends_on_product, find_product, low_bit_leaves, touches_low_bit
 from qcompile.raising import raise_product
 from qcompile.recheck import Recheck
 from qcompile.report import SiteReport
@@ -82,7 +82,7 @@ def _decline_changing(state: State, node: fx.Node) -> None:
     inputs = {item for item in state.graph.find_nodes(op="placeholder") if low_bit_leaves([item])}
     for operand in node.all_input_nodes:
         touched = touches_low_bit(operand, inputs)
-        if touched is not None:
+        if touched is not None and not depends_on_product(operand):
             refused = touches_low_bit(operand, set(state.refused))
             depends = "its weight depends on an input of the model, so it is no constant"
             reason = depends if refused is None else state.refused[refused]

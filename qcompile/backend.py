@@ -1,7 +1,6 @@
 """The torch.compile back end: captures ATen graphs, runs the pipeline on them, hands the rest to Inductor or runs it eagerly."""
 
 import logging
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
 from qcompile import cones, decompositions, head_start, recompiles, regions, unseen
@@ -26,6 +26,7 @@ from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
 from qcompile.store import STORE
+from qcompile.warning import warn
 
 log = logging.getLogger(__name__)
 
@@ -71,19 +72,27 @@ def compile_graph(
     graph = _Graph(gm, example_inputs, options, mode, explained is not None)
     call = (graph.in_regions() if graph.may_be_cut else None) or graph.whole()
     constants = [constant.tensor for constant in graph.constants.values()]
-    graph.rows = notes.added(graph.rows, constants, strict=options.fallback == "error")
+    told = notes.added(graph.rows, constants, strict=options.fallback == "error")
+    graph.rows = [replace(row, graph=graph.number) for row in told]
     if explained is not None:
         explained.extend(graph.rows)
         return call
-    unseen.saw(constant.tensor for constant in graph.constants.values())
+    unseen.saw(constants)
     for model in compiled_callers():
         unseen.watch(model)
     graph.model = outermost() or graph.number
     record(graph.rows, graph.model)
     call = graph.with_net(call)
-    weakref.finalize(call, retire, graph.number).atexit = False
+    # Dynamo keeps what is inside wrappers of its own.
+    weakref.finalize(innermost_fn(call), retire, graph.number).atexit = False
+    _say(graph)
+    return call
+
+
+def _say(graph: "_Graph") -> None:
+    """Log what was decided about a graph; nothing quantized in it that could be read is worth a warning."""
     unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
-    if unread and not any(row.bits for row in graph.rows):
+    if unread and not any(row.recognized_by for row in graph.rows):
         _warn_once(UNREAD_WARNING, module=unread[0].module, reason=unread[0].declined, more=len(unread) - 1)
     if graph.rows:
         try:
@@ -92,7 +101,6 @@ def compile_graph(
             emit_trace(given)
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: its report could not be written", graph.number, exc_info=True)
-    return call
 
 
 class _Graph:
@@ -270,4 +278,4 @@ def _through_aot(gm: fx.GraphModule, inputs: Sequence[Any], inner: Callable[...,
 def _warn_once(text: str, **filled: object) -> None:
     if text not in _warned:
         _warned.add(text)
-        warnings.warn(text.format(**filled), stacklevel=4)
+        warn(text.format(**filled))

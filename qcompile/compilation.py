@@ -19,7 +19,7 @@ from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
 from qcompile.graph import Constant, hint, value
 from qcompile.meaning import Verdict
-from qcompile.names import places_now
+from qcompile.names import Place, places_now
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
@@ -256,18 +256,22 @@ def _unfinished(_: list[Any]) -> Any:
 
 def _record_again(rows: Sequence[SiteReport], mine: Sequence[int], number: int, sets: int, theirs: Sequence[Tensor]) -> None:
     """Rows of layers that run code compiled for others. mine: ids of the tensors it was compiled for, theirs: what runs instead."""
-    unseen.saw(theirs)
-    places = places_now()
-    same = dict(zip(mine, theirs, strict=True))
-    for row in rows:
-        tensor = same.get(row.identity) if isinstance(row.identity, int) else None
-        place = None if tensor is None else places.get(id(tensor))
-        if tensor is None or place is None:  # of no model that is known
-            note = f"runs the code of graph {number} with its own weights, set {sets}"
-            record([replace(row, graph=number, identity=(number, sets, row.identity), note=note)])
-        else:
-            note = f"runs the code of graph {number}"
-            record([replace(row, graph=number, identity=id(tensor), module=place.module or place.path, note=note)])
+    try:
+        unseen.saw(theirs)
+        places = places_now()
+        same = dict(zip(mine, theirs, strict=True))
+        record([_row_again(row, same.get(row.identity), places, number, sets) for row in rows])  # type: ignore[call-overload]
+    except Exception:  # what is written about a call must not stop it
+        log.warning("graph %d: a report about layers that run its code could not be made", number, exc_info=True)
+
+
+def _row_again(row: SiteReport, tensor: Tensor | None, places: Mapping[int, Place], number: int, sets: int) -> SiteReport:
+    place = None if tensor is None else places.get(id(tensor))
+    if place is None:  # of no model that is known
+        note = f"runs the code of graph {number} with its own weights, set {sets}"
+        return replace(row, graph=number, identity=(number, sets, row.identity), note=note)
+    note = f"runs the code of graph {number}"
+    return replace(row, graph=number, identity=id(tensor), module=place.module or place.path, note=note)
 
 
 def _reorder(graph: fx.Graph, order: list[fx.Node]) -> None:

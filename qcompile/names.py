@@ -114,8 +114,8 @@ class Names:
                 node.meta["nn_module_stack"] = {key: self._renamed(key, entry) for key, entry in stack.items()}
 
     def _renamed(self, key: str, entry: Any) -> Any:
-        name = next((paths[int(key)] for paths in self.inside.values() if key.isdigit() and int(key) in paths), None)
-        return entry if name is None else (name, *entry[1:])
+        names = [paths[int(key)] for paths in self.inside.values() if str(key).isdigit() and int(key) in paths]
+        return (max(names, key=_depth), *entry[1:]) if names else entry
 
     def _found(self, node: fx.Node) -> tuple[Place, nn.Module | None, str]:
         """(where a graph input is, the model it belongs to, what the code calls that model)"""
@@ -135,10 +135,12 @@ class Names:
             for models in (self.models, outermost_first):
                 paths = [(path, model) for model in models.values() if (path := self._path(model, owner)) is not None]
                 if paths:
-                    path, model = max(paths, key=lambda item: len(item[0].split(".")) if item[0] else 0)
+                    path, model = max(paths, key=lambda item: _depth(item[0]))
                     variable = next((steps[-1] for place, module in chain if module is model and (steps := _steps(place))), "")
                     return Place(_joined(path, *rest), _joined(path, *inside)), model, variable
-        path = path_of_source(text) or node.name
+        steps = _steps(text)
+        path = ".".join(steps) if self.scope is not None and steps[:1] != ["self"] else path_of_source(text)
+        path = path or node.name
         return Place(path, path.rpartition(".")[0]), None, ""
 
     def _way(self, source: Any) -> Iterator[tuple[str, Any]]:
@@ -190,6 +192,10 @@ def places_now() -> dict[int, Place]:
             if place.path.count(".") > known.path.count("."):
                 found[id(tensor)] = place
     return found
+
+
+def _depth(path: str) -> int:
+    return len(path.split(".")) if path else 0
 
 
 def _joined(*paths: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, value
+from qcompile.graph import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, subgraph, value
 
 VIEWS = frozenset(
     {
@@ -200,6 +200,11 @@ def touches_low_bit(node: fx.Node, low_bit: Mapping[fx.Node, Constant] | set[fx.
                 seen.add(parent)
                 stack.append(parent)
     return None
+
+
+def depends_on_product(node: fx.Node) -> bool:
+    """Whether a product lies on the way to `node`: then it is no weight, but something computed from activations, masked say."""
+    return any(is_call(item, *PRODUCTS) for item in subgraph([node], set()))
 
 
 def _elementwise(node: fx.Node) -> bool:

@@ -5,7 +5,6 @@ Past that number Dynamo runs further kinds of call eagerly and asks no back end,
 
 import logging
 import sys
-import warnings
 from types import CodeType, FrameType
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch._dynamo.convert_frame import ConvertFrameAssert
 
 from qcompile.errors import LAST_GRAPH_WARNING
 from qcompile.report import note
+from qcompile.warning import warn
 
 log = logging.getLogger(__name__)
 
@@ -66,4 +66,4 @@ def _tell(code: CodeType, number: int, most: int, name: str) -> None:
     where = f"{code.co_name} ({code.co_filename}:{code.co_firstlineno})"
     text = LAST_GRAPH_WARNING.format(number=number, limit=most, function=where, name=name)
     if note(text):
-        warnings.warn(f"qcompile: {text}", stacklevel=2)
+        warn(f"qcompile: {text}")

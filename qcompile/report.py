@@ -177,7 +177,7 @@ class Report:
         show(self, console or Console(), verbose, refused)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a graph may be collected, and retire, while a row is recorded
 # (layer, which call of it in one graph) -> graph -> what that graph does with it
 _rows: dict[Hashable, dict[int, SiteReport]] = {}
 _gone: set[int] = set()  # graphs that do not exist any more

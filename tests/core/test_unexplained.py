@@ -1,0 +1,194 @@
+"""Nothing quantized goes unmentioned: what no pass reads has a row that says which operator takes it, and nothing else has one."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import foreign_operators
+from support.layer_stacks import Broken, Layer, Stack, compiled
+from torch import Tensor, nn
+from torch.nn import functional
+
+import qcompile
+from qcompile.report import SiteReport
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def codes(*shape: int, dtype: torch.dtype = torch.int8) -> Tensor:
+    return torch.randint(0, 100, shape).to(dtype)
+
+
+class Holding(nn.Module):
+    """A module `net.fc` with these buffers, and the forward that uses them."""
+
+    def __init__(self, forward: Forward, **buffers: Tensor) -> None:
+        super().__init__()
+        self.fc = nn.Module()
+        for name, tensor in buffers.items():
+            self.fc.register_buffer(name, tensor)
+        self.used = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(self.fc, x)
+
+
+def rows_of(model: nn.Module, x: Tensor) -> tuple[list[SiteReport], list[str]]:
+    """(what the report says, what was warned of); the result is what eager gives."""
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        expected = model(x)
+        torch.testing.assert_close(compiled(model)(x), expected, rtol=1e-4, atol=1e-3)
+    return list(qcompile.report().sites), [str(item.message) for item in said if "qcompile" in str(item.message)]
+
+
+def bitsandbytes(fc: Any, x: Tensor) -> Tensor:
+    return foreign_operators.gemm_4bit(x, fc.codes, fc.absmax)
+
+
+def quanto(fc: Any, x: Tensor) -> Tensor:
+    return foreign_operators.qbytes_mm(x, fc.codes, fc.scale)
+
+
+def integers(fc: Any, x: Tensor) -> Tensor:
+    """W8A8 as torchao and Quark compute it."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    rounded = torch.round(x / scale).to(torch.int8)
+    return torch._int_mm(rounded, fc.codes.t()).to(x.dtype) * scale * fc.scale.t()
+
+
+def convolution(fc: Any, x: Tensor) -> Tensor:
+    return functional.conv1d(x[None, :, :32].transpose(1, 2), fc.codes.to(x.dtype)[..., None] * fc.scale[..., None])
+
+
+def embedding(fc: Any, x: Tensor) -> Tensor:
+    return functional.embedding((x[:, 0].abs() * 10).long() % 8, fc.codes.to(x.dtype) * fc.scale)
+
+
+def rows_looked_up(fc: Any, x: Tensor) -> Tensor:
+    index = (x[:, 0].abs() * 10).long() % 8
+    return fc.codes[index].to(x.dtype) * fc.scale[index]
+
+
+CASES: dict[Forward, str] = {
+    bitsandbytes: "its weight goes into foreign::gemm_4bit, an operator that qcompile cannot read",
+    quanto: "its weight goes into foreign::qbytes_mm, an operator that qcompile cannot read",
+    integers: "its int8 codes are multiplied as they are by aten::_int_mm; only products with a dequantized weight are rewritten",
+    convolution: "it is the weight of a convolution; only linears are rewritten",
+    embedding: "it is the table of an embedding; only linears are rewritten",
+    rows_looked_up: "its rows are looked up as in an embedding; only linears are rewritten",
+}
+
+
+@pytest.mark.parametrize("forward", CASES, ids=lambda forward: forward.__name__)
+def test_what_no_pass_reads_has_a_row_and_a_warning(forward: Forward) -> None:
+    buffers = {"codes": codes(32, 32), "scale": torch.rand(32, 1)}
+    if forward is bitsandbytes:
+        buffers = {"codes": codes(512, 1, dtype=torch.uint8), "absmax": codes(32, 1, dtype=torch.uint8)}
+    (row,), said = rows_of(Holding(forward, **buffers), torch.randn(32, 32))
+    assert (row.module, row.declined, row.kernel) == ("fc", CASES[forward], None)
+    (text,) = said
+    assert f"fc: {CASES[forward]}" in text
+
+
+def test_float8_codes_are_mentioned() -> None:
+    held = Holding(quanto, codes=torch.randn(32, 32).to(torch.float8_e4m3fn), scale=torch.rand(32, 1))
+    (row,), _ = rows_of(held, torch.randn(2, 32))
+    assert "foreign::qbytes_mm" in row.declined
+
+
+def test_one_warning_for_many_layers() -> None:
+    layers = [Holding(quanto, codes=codes(32, 32), scale=torch.rand(32, 1) * 0.01) for _ in range(3)]
+    rows, said = rows_of(nn.Sequential(*layers), torch.randn(2, 32))
+    assert [row.module for row in rows] == ["0.fc", "1.fc", "2.fc"]
+    assert len(said) == 1
+    assert "2 more" in said[0]
+
+
+def test_no_warning_where_others_were_read() -> None:
+    rows, said = rows_of(nn.Sequential(Layer(), Holding(quanto, codes=codes(32, 32), scale=torch.rand(32, 1))), torch.randn(2, 32))
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("0", True), ("1.fc", False)]
+    assert not said
+
+
+def index_table(fc: Any, x: Tensor) -> Tensor:
+    return x[:, fc.codes[:, 0].long()]
+
+
+def bias_by_index(fc: Any, x: Tensor) -> Tensor:
+    return x + fc.bias[fc.codes[0].long()]
+
+
+def mask(fc: Any, x: Tensor) -> Tensor:
+    return torch.softmax(x @ x.t() + (1 - fc.codes.to(x.dtype)) * -1e9, -1) @ x
+
+
+def picture(fc: Any, x: Tensor) -> Tensor:
+    return functional.conv2d(fc.codes[None, None].to(x.dtype) / 255, x[None, None, :3, :3])
+
+
+def rows_by_position(fc: Any, x: Tensor) -> Tensor:
+    return fc.codes[(x[:, 0].abs() * 10).long() % 8].to(x.dtype) + x
+
+
+def counted(fc: Any, x: Tensor) -> Tensor:
+    return x / fc.codes[0, 0] + fc.codes.sum()
+
+
+@pytest.mark.parametrize(
+    "forward", [index_table, bias_by_index, mask, picture, rows_by_position, counted], ids=lambda forward: forward.__name__
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_tables_masks_and_pictures_are_no_quantized_weights(forward: Forward, dtype: torch.dtype) -> None:
+    held = Holding(forward, codes=torch.randint(1, 32, (32, 32)).to(dtype), bias=torch.rand(32))
+    rows, said = rows_of(held, torch.randn(32, 32))
+    assert not rows
+    assert not said
+
+
+class Eager(Layer):
+    """Dynamo leaves it out."""
+
+    @torch._dynamo.disable
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_layers_that_come_into_no_graph_are_listed_once_the_model_ran() -> None:
+    model = nn.Sequential(Layer(), Eager(), Layer())
+    model.register_buffer("picture", torch.zeros(32, 32, dtype=torch.uint8))
+    rows, _ = rows_of(model, torch.randn(2, 32))
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("0", True), ("2", True), ("1", False)]
+    assert rows[-1].declined == "its code did not come into any compiled graph"
+    assert qcompile.report().summary == "qcompile: 2 of 3 quantized linears rewritten"
+
+
+def test_code_compiled_for_another_layer_may_run_one_that_is_left_as_it_was() -> None:
+    model = Broken(2, lambda: Holding(quanto, codes=codes(32, 32), scale=torch.rand(32, 1) * 0.01))
+    rows, _ = rows_of(model, torch.randn(2, 32))
+    assert [row.module for row in rows] == ["layers.0.fc", "layers.1.fc"]
+    assert "it may run what was compiled for layers.0.fc" in rows[1].declined
+
+
+def test_layers_that_share_code_are_counted_once_however_often_they_are_compiled() -> None:
+    model = qcompile.compile(Broken(3).eval(), rest="eager", measure=False)
+    with torch.no_grad():
+        for count in (2, 3, 1):
+            model(torch.randn(count, 32))
+    assert sorted(row.module for row in qcompile.report().sites) == ["layers.0", "layers.1", "layers.2"]
+    assert qcompile.report().summary == "qcompile: 3 of 3 quantized linears rewritten"
+
+
+def test_layer_that_one_graph_leaves_is_not_counted_as_served() -> None:
+    model, x = Stack(1).eval(), torch.randn(2, 32)
+    with torch.no_grad():
+        first, second = compiled(model), compiled(model, fuel=0)
+        first(x)
+        assert qcompile.report().served
+        second(torch.randn(2, 3, 32))
+    (row,) = qcompile.report().sites
+    assert row.kernel is None
+    assert "native.int4 in graph" in row.note
