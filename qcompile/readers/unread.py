@@ -122,7 +122,8 @@ def _steps(weight: Weight, scale: Scale) -> Tensor:
     """Some rows divided by a scale: [rows, G, group]; NaN where the scale is 0 or not finite."""
     tensors = [weight.tensors[part.candidate] for part in scale.parts]
     values = scale.values(tensors, weight.n, weight.k, weight.dense.device, weight.sampled).to(torch.float32)
-    return weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+    steps: Tensor = weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+    return steps
 
 
 def _whole(weight: Weight, steps: Tensor) -> bool:
