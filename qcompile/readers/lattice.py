@@ -4,7 +4,7 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +22,7 @@ _SEVERAL_ROUNDINGS = 2.0**-20  # of float32
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """For hundreds of small steps, which would each wait for the other threads on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
