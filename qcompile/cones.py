@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
 from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
+from qcompile.readers.unread import GENERAL
 from qcompile.tighten import four_bits, in_order
 from qcompile.watch import Leaves
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
 _MOST_RANDOM = 64 << 20
+_MOST_FINDINGS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +148,20 @@ class Reader:
             chance = chance or (guess, facts)
         if chance is not None:
             return chance
-        found = recovered.find(product, leaves, self.constants)
-        if isinstance(found, str):
-            return found
-        guess = _Guess("lattice", 0, None, found)
-        facts = self._examine(product, leaves, guess, structure)
-        return facts if isinstance(facts, str) else (guess, facts)
+        return self._recover(product, leaves, structure)
+
+    def _recover(self, product: Product, leaves: Sequence[fx.Node], structure: str) -> tuple[_Guess, Facts] | str:
+        """The first of the weight's recovered readings that holds, or why none does."""
+        values = recovered.Values(product, leaves, self.constants)
+        wrong = ""
+        for found in islice(values.findings(), _MOST_FINDINGS):
+            guess = _Guess("lattice", 0, None, found)
+            facts = self._examine(product, leaves, guess, structure)
+            if isinstance(facts, Facts):
+                return guess, facts
+            wrong = wrong or facts
+        reason = values.reason()
+        return wrong if wrong and reason == GENERAL else reason
 
     def _cone(self, product: Product, leaves: Sequence[fx.Node]) -> Cone:
         described = tuple(

@@ -4,17 +4,17 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
 
 from qcompile.check import rounded_to, tolerance
 from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
-from qcompile.readers.scales import Scale, further, singles
+from qcompile.readers.scales import Grid, Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
 _SAMPLED_ROWS = 8
@@ -22,7 +22,7 @@ _SEVERAL_ROUNDINGS = 2.0**-20  # of float32
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """For hundreds of small steps, which would each wait for the other threads on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -101,51 +101,48 @@ class Weight:
         self.rounded = rounded_to(dense)
         self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS), dtype=torch.float32, device="cpu").long()
         self.sample = dense.index_select(0, self.sampled).to(torch.float32)
-        self._known_orders: dict[int, list[tuple[int, Tensor]]] = {}
+        self._known_orders: dict[int, dict[int, Tensor]] = {}
 
-    def best(self, tried: Iterable[Scale], kind: str, most: int = 8) -> Found | None:
-        """The scale with which the weight takes the fewest bits, up to `most`; the first of equal ones."""
-        best: Found | None = None
-        for scale in tried:
-            for found in self._fits(scale, kind, most):
-                best, most = found, found.bits - 1
-            if most < 4:
-                break
-        return best
-
-    def _fits(self, scale: Scale, kind: str, most: int) -> Iterator[Found]:
-        tensors = [self.tensors[part.candidate] for part in scale.parts]
-        scaled = Found(scale, kind, 8, True)
-        for index, perm in ((None, None), *self._orders(self.k // scale.group)):
-            if not self._may_fit(scaled, tensors, perm, most):
-                continue
-            values = scaled.scales(tensors, self.dense)
-            pieces = list(row_pieces(self.n, self.k))
-            parts = (self.dense[piece].to(torch.float32) for piece in pieces)
-            width = self._width(parts, [values[piece] for piece in pieces], scale.group, kind, perm)
-            if width is not None and width[0] <= most:
-                most = width[0] - 1
-                yield Found(scale, kind, *width, index)
-
-    def _may_fit(self, scaled: Found, tensors: Sequence[Tensor], perm: Tensor | None, most: int) -> bool:
-        """Whether one row fits, and then a few: that is soon known, and most scales are refused by it."""
+    def near(self, tried: Iterable[Scale], kind: str) -> list[Found]:
+        """What fits a few of the rows, fewest bits first: that is soon known, and most scales are refused by it."""
+        found: list[Found] = []
         with one_thread():
-            for count in (1, self.sampled.numel()):
-                values = scaled.scales(tensors, self.dense, self.sampled[:count])
-                few = self._width([self.sample[:count]], [values], scaled.scale.group, scaled.kind, perm)
-                if few is None or few[0] > most:
-                    return False
-        return True
+            for scale in tried:
+                for index in (None, *self._orders(self.k // scale.group)):
+                    guess = Found(scale, kind, 8, True, index)
+                    few = (self._fitted(guess, self.sampled[:count]) for count in (1, self.sampled.numel()))
+                    last = list(takewhile(lambda item: item is not None, few))
+                    found += last[1:] if len(last) == 2 else []  # type: ignore[arg-type]
+        return sorted(found, key=lambda item: item.bits)
 
-    def _orders(self, groups: int) -> list[tuple[int, Tensor]]:
-        """(number, permutation) of the candidates that may be a group index: integers [K] that name every group K / G times."""
+    def checked(self, near: Iterable[Found]) -> Iterator[Found]:
+        """Those of them that fit all rows, one at a time."""
+        for guess in near:
+            found = self._fitted(guess, None)
+            if found is not None:
+                yield found
+
+    def _fitted(self, guess: Found, rows: Tensor | None) -> Found | None:
+        """The guess with the bits that all rows need, or some; None where they are not of its kind."""
+        scales = guess.scales([self.tensors[part.candidate] for part in guess.scale.parts], self.dense, rows)
+        perm = None if guess.index is None else self._orders(self.k // guess.scale.group)[guess.index]
+        if rows is None:
+            pieces = list(row_pieces(self.n, self.k))
+            parts: Iterable[Tensor] = (self.dense[piece].to(torch.float32) for piece in pieces)
+            width = self._width(parts, [scales[piece] for piece in pieces], guess.scale.group, guess.kind, perm)
+        else:
+            width = self._width([self.sample[: rows.numel()]], [scales], guess.scale.group, guess.kind, perm)
+        return None if width is None else replace(guess, bits=width[0], symmetric=width[1])
+
+    def _orders(self, groups: int) -> dict[int, Tensor]:
+        """Permutations of the candidates that may be a group index: integers [K] that name every group K / G times."""
         if groups not in self._known_orders:
-            self._known_orders[groups] = [
-                (number, torch.argsort(tensor.long(), stable=True))
+            self._known_orders[groups] = {
+                number: torch.argsort(tensor.long(), stable=True)
                 for number, tensor in enumerate(self.tensors)
                 if tensor.dtype in (torch.int32, torch.int64) and tuple(tensor.shape) == (self.k,) and groups > 1
                 if _names_groups(tensor, self.k, groups)
-            ]
+            }
         return self._known_orders[groups]
 
     def _width(
@@ -194,21 +191,22 @@ def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:
     return (8, True) if low >= -128 and high <= 127 else None
 
 
-def find(weight: Weight, sizes: Collection[int] = ()) -> Found | None:
-    """How a dense weight lies on the lattice of its scales, with the fewest bits, or else in a code book; None: in no way known.
+def findings(weight: Weight, sizes: Collection[int] = ()) -> Iterator[Found]:
+    """The ways in which a dense weight lies on the lattice of its scales, with the fewest bits first, then those of code books.
 
     sizes: numbers that the code mentions, as group sizes that may leave a short last group.
     """
-    alone = singles(weight.tensors, weight.n, weight.k, sizes)
-    best = weight.best(alone, INTEGERS)
-    if best is not None and best.bits == 4:
-        return best
+    grid = Grid(weight.n, weight.k, sizes)
+    alone = singles(weight.tensors, grid)
+    simple = weight.near(alone, INTEGERS)
+    yield from weight.checked(found for found in simple if found.bits == 4)
     with one_thread():
-        others = further(weight.tensors, weight.n, weight.k, sizes)
-    best = weight.best(others, INTEGERS, 8 if best is None else best.bits - 1) or best
+        others = further(weight.tensors, grid)
+    composed = weight.near(others, INTEGERS)
+    yield from weight.checked(found for found in composed if found.bits == 4)
+    yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
     for kind in (*CODE_BOOKS, HALVES):
-        best = best or weight.best([*alone, *others], kind)
-    return best
+        yield from weight.checked(weight.near((*alone, *others), kind))
 
 
 def _names_groups(index: Tensor, k: int, groups: int) -> bool:

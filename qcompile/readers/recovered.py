@@ -1,6 +1,6 @@
 """Reads a weight from its values alone: which tensors of its cone are tried as scales, and the proposal made of what was found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -13,18 +13,27 @@ from qcompile.readers import Proposal, lattice, unread
 _MOST_CANDIDATES = 24
 
 
-def find(product: Product, leaves: Sequence[fx.Node], constants: Mapping[fx.Node, Constant]) -> lattice.Found | str:
-    """How the dense weight lies on the lattice of one of its scales or in a code book, or why in no way that can be served."""
-    candidates = _candidates(product, leaves)
-    feed = {leaf: constants[leaf].tensor for leaf in leaves}
-    weight, *tensors = evaluate([product.weight, *candidates], feed)
-    dense = weight.t() if product.transposed else weight
-    if not all_finite(dense):
-        return "its dense weight holds NaN or infinity"
-    inner = subgraph([product.weight], set(leaves))
-    sizes = _sizes(inner)
-    read = lattice.Weight(dense, tensors)
-    return lattice.find(read, sizes) or unread.reason(read, sizes, [*leaves, *inner], [feed[leaf] for leaf in leaves])
+class Values:
+    """The dense weight of a product and what it is computed from, by value."""
+
+    def __init__(self, product: Product, leaves: Sequence[fx.Node], constants: Mapping[fx.Node, Constant]) -> None:
+        self.leaves = tuple(leaves)
+        self.inner = subgraph([product.weight], set(leaves))
+        self.sizes = _sizes(self.inner)
+        self.feed = {leaf: constants[leaf].tensor for leaf in leaves}
+        weight, *tensors = evaluate([product.weight, *_candidates(product, leaves)], self.feed)
+        self.weight = lattice.Weight(weight.t() if product.transposed else weight, tensors)
+        self.finite = all_finite(weight)
+
+    def findings(self) -> Iterator[lattice.Found]:
+        """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
+        return lattice.findings(self.weight, self.sizes) if self.finite else iter(())
+
+    def reason(self) -> str:
+        """Why it does not, or cannot be served."""
+        if not self.finite:
+            return "its dense weight holds NaN or infinity"
+        return unread.reason(self.weight, self.sizes, [*self.leaves, *self.inner], [self.feed[leaf] for leaf in self.leaves])
 
 
 def _candidates(product: Product, leaves: Sequence[fx.Node]) -> list[fx.Node]:

@@ -14,7 +14,7 @@ from qcompile.meaning import SCALE_DTYPES
 LEAST_GROUP = 4
 _MOST_SHORT = 3
 _MOST_SINGLES = 96
-_MOST_PAIRS = 96
+_MOST_SEVERAL = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,26 @@ def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tens
     return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, : k // group]
 
 
-def ways(shape: Sequence[int], n: int, k: int, sizes: Collection[int] = ()) -> list[tuple[bool, int, int]]:
-    """(turned, rows, group) of every way in which a tensor of this shape may be a scale of an [N, K] weight, likely ones first.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A weight's [N, K] as scales have to fit it.
 
-    sizes: numbers that the code mentions; of groups that do not divide K only such and powers of two are thought of.
+    sizes: numbers that the code mentions; of groups that do not divide K only such and powers of two are thought of
+    least: the finest group that scales may be written in
     """
+
+    n: int
+    k: int
+    sizes: Collection[int] = ()
+    least: int = LEAST_GROUP
+
+    def takes(self, group: int) -> bool:
+        return group >= min(self.least, self.k)
+
+
+def ways(shape: Sequence[int], grid: Grid) -> list[tuple[bool, int, int]]:
+    """(turned, rows, group) of every way in which a tensor of this shape may be a scale of the weight, likely ones first."""
+    n, k = grid.n, grid.k
     lengths = [size for size in shape if size != 1]
     if 0 in lengths:
         return []
@@ -88,12 +103,12 @@ def ways(shape: Sequence[int], n: int, k: int, sizes: Collection[int] = ()) -> l
         found = [(False, n, k)]
     elif len(lengths) == 1:
         found += [(False, n // lengths[0], k)] if n % lengths[0] == 0 else []
-        found += [(False, n, group) for group in group_sizes(lengths[0], k, sizes)]
+        found += [(False, n, group) for group in group_sizes(lengths[0], k, grid.sizes)]
     elif len(lengths) == 2:
         for turned, (high, wide) in ((False, lengths), (True, lengths[::-1])):
             if n % high == 0:
-                found += [(turned, n // high, group) for group in group_sizes(wide, k, sizes)]
-    usable = [way for way in found if way[2] == k or gcd(k, way[2]) >= LEAST_GROUP]
+                found += [(turned, n // high, group) for group in group_sizes(wide, k, grid.sizes)]
+    usable = [way for way in found if grid.takes(gcd(k, way[2]))]
     return sorted(usable, key=lambda way: (way[1] != 1, k % way[2] != 0))
 
 
@@ -108,30 +123,38 @@ def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:
     return even + short[:_MOST_SHORT]
 
 
-def singles(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int] = ()) -> list[Scale]:
+def singles(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
     """Every float candidate as the scale, and last no scale at all."""
-    found = [Scale.of(k, part) for part in _parts(candidates, n, k, sizes) if candidates[part.candidate].is_floating_point()]
-    return [*found[:_MOST_SINGLES], Scale((), k)]
+    found = [Scale.of(grid.k, part) for part in _parts(candidates, grid) if candidates[part.candidate].is_floating_point()]
+    return [*found[:_MOST_SINGLES], Scale((), grid.k)]
 
 
-def further(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int] = ()) -> list[Scale]:
-    """Inverses of float candidates, integers as scales, and products and quotients of two different candidates."""
+def further(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
+    """Inverses of float candidates, integers as scales, products and quotients of two, and products of two and a single number."""
     different = _different(candidates)
-    parts = [part for part in _parts(candidates, n, k, sizes) if part.candidate in different]
+    parts = [part for part in _parts(candidates, grid) if part.candidate in different]
     floats = [part for part in parts if candidates[part.candidate].is_floating_point()]
     whole = [part for part in parts if not candidates[part.candidate].is_floating_point()]
+    numbers = [part for part in floats if candidates[part.candidate].numel() == 1]
     inverse = [_inverse(part) for part in floats]
-    alone = ((part,) for part in chain(inverse, whole))
-    factors = [pair for pair in combinations(floats + whole, 2) if pair[0].candidate != pair[1].candidate]
-    quotients = [(left, _inverse(right)) for left, right in product(parts, parts) if left.candidate != right.candidate]
+    alone = [(part,) for part in chain(inverse, whole)][:_MOST_SINGLES]
+    factors = list(combinations(floats + whole, 2))
+    quotients = [(left, _inverse(right)) for left, right in product(parts, parts)]
     inverses = [(_inverse(left), _inverse(right)) for left, right in factors]
-    useful = [pair for pair in chain(factors, quotients, inverses) if gcd(k, pair[0].group, pair[1].group) >= min(LEAST_GROUP, k)]
-    return [Scale.of(k, *part) for part in chain(islice(alone, _MOST_SINGLES), useful[:_MOST_PAIRS])]
+    triples = [(left, right, number) for left, right in factors for number in numbers]
+    several = (chosen for chosen in chain(factors, quotients, inverses, triples) if _apart(chosen, grid))
+    return [Scale.of(grid.k, *chosen) for chosen in chain(alone, islice(several, _MOST_SEVERAL))]
 
 
-def _parts(candidates: Sequence[Tensor], n: int, k: int, sizes: Collection[int]) -> Iterator[Part]:
+def _apart(chosen: Sequence[Part], grid: Grid) -> bool:
+    """Whether these are different candidates that fit one another."""
+    numbers = {part.candidate for part in chosen}
+    return len(numbers) == len(chosen) and grid.takes(gcd(grid.k, *(part.group for part in chosen)))
+
+
+def _parts(candidates: Sequence[Tensor], grid: Grid) -> Iterator[Part]:
     for number, candidate in enumerate(candidates):
-        for turned, rows, group in ways(candidate.shape, n, k, sizes):
+        for turned, rows, group in ways(candidate.shape, grid):
             yield Part(number, turned, rows, group)
 
 

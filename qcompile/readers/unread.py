@@ -1,7 +1,6 @@
 """Says why a weight is not read: what it is stored as or multiplied with that no quantized weight here can be."""
 
 from collections.abc import Collection, Sequence
-from math import gcd
 
 import torch
 from torch import Tensor, fx
@@ -9,8 +8,8 @@ from torch import Tensor, fx
 from qcompile.check import tolerance
 from qcompile.graph import aten, is_call, value
 from qcompile.meaning import CODE_BOOKS
-from qcompile.readers.lattice import Weight
-from qcompile.readers.scales import LEAST_GROUP, Part, Scale, group_sizes, singles
+from qcompile.readers.lattice import HALVES, INTEGERS, Weight
+from qcompile.readers.scales import LEAST_GROUP, Grid, Scale, further, singles
 
 GENERAL = "divided by each of its scales the weight does not become integers of 8 bits or fewer"
 _LOOKUPS = (aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default)
@@ -29,8 +28,8 @@ def reason(weight: Weight, sizes: Collection[int], nodes: Sequence[fx.Node], lea
     for found in (
         _stored(weight, nodes),
         _too_wide(weight, leaves),
-        _looked_up(weight, nodes),
         _short_groups(weight, sizes),
+        _looked_up(weight, nodes),
         _of_a_scale(weight, sizes),
     ):
         if found:
@@ -80,31 +79,26 @@ def _looked_up(weight: Weight, nodes: Sequence[fx.Node]) -> str:
 
 def _short_groups(weight: Weight, sizes: Collection[int]) -> str:
     """Scales of groups that do not divide K, and have no useful common divisor with it."""
-    for number, tensor in enumerate(weight.tensors):
-        lengths = [size for size in tensor.shape if size != 1]
-        if len(lengths) != 2 or weight.n not in lengths or not tensor.is_floating_point():
-            continue
-        for turned, count in ((False, lengths[1]), (True, lengths[0])):
-            for group in group_sizes(count, weight.k, sizes) if lengths[turned] == weight.n else ():
-                common = gcd(group, weight.k)
-                if common >= LEAST_GROUP:
-                    continue
-                scale = Scale.of(weight.k, Part(number, turned, 1, group))
-                if _whole(weight, _steps(weight, scale)):
-                    return (
-                        f"groups of {group} do not divide K={weight.k}, and scales of groups of {common}, which do, "
-                        "would take more memory than the dense weight"
-                    )
+    grid = Grid(weight.n, weight.k, sizes, least=1)
+    fine = [scale for scale in (*singles(weight.tensors, grid), *further(weight.tensors, grid)) if scale.group < LEAST_GROUP]
+    for kind in (INTEGERS, *CODE_BOOKS, HALVES):
+        for found in weight.near(fine, kind):
+            groups = [part.group for part in found.scale.parts if weight.k % part.group]
+            if groups:
+                return (
+                    f"groups of {groups[0]} do not divide K={weight.k}, and scales of groups of {found.scale.group}, which do, "
+                    "would take more memory than the dense weight"
+                )
     return ""
 
 
 def _of_a_scale(weight: Weight, sizes: Collection[int]) -> str:
     """What the weight is once divided by one of its scales."""
-    tried = singles(weight.tensors, weight.n, weight.k, sizes)
+    tried = singles(weight.tensors, Grid(weight.n, weight.k, sizes))
     divided = [(scale, _steps(weight, scale)) for scale in tried]
     for scale, steps in divided:
         if _whole(weight, steps):
-            return f"its codes lie in {int(steps.min())} .. {int(steps.max())}, which takes more than 8 bits"
+            return f"divided by its scale it is integers in {int(steps.min())} .. {int(steps.max())}, which takes more than 8 bits"
         offset = _offset(steps) if scale.parts else ""
         if offset:
             return offset
@@ -122,7 +116,8 @@ def _steps(weight: Weight, scale: Scale) -> Tensor:
     """Some rows divided by a scale: [rows, G, group]; NaN where the scale is 0 or not finite."""
     tensors = [weight.tensors[part.candidate] for part in scale.parts]
     values = scale.values(tensors, weight.n, weight.k, weight.dense.device, weight.sampled).to(torch.float32)
-    return weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+    steps: Tensor = weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+    return steps
 
 
 def _whole(weight: Weight, steps: Tensor) -> bool:

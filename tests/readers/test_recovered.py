@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from qcompile.meaning import E2M1, dequantize
-from qcompile.readers.lattice import HALVES, INTEGERS, Weight, codes_and_zeros, find
-from qcompile.readers.scales import Scale, group_sizes, ways
+from qcompile.readers.lattice import HALVES, INTEGERS, Weight, codes_and_zeros, findings
+from qcompile.readers.scales import Grid, Scale, group_sizes, ways
 
 N, K, G = 24, 64, 16
 BOOK = torch.tensor(E2M1)
@@ -36,7 +36,7 @@ def times(values: Tensor, scales: Tensor, group: int = G) -> Tensor:
 
 def recovered(dense: Tensor, tensors: Sequence[Tensor], sizes: Sequence[int] = ()) -> tuple[str, int, bool, int] | None:
     """(kind, bits, symmetric, group) of what was found; its operands are the dense weight again, up to that one's rounding."""
-    found = find(Weight(dense, tensors), sizes)
+    found = next(findings(Weight(dense, tensors), sizes), None)
     if found is None:
         return None
     scales = found.scales([tensors[part.candidate] for part in found.scale.parts], dense)
@@ -72,7 +72,7 @@ def test_indices_are_no_codes() -> None:
     """The leaf that holds 0 .. 15 is not what the weight is made of."""
     scales = grid()
     dense = times(BOOK[indices()], scales)
-    found = find(Weight(dense, [indices().float(), indices(), scales]))
+    found = next(findings(Weight(dense, [indices().float(), indices(), scales])), None)
     assert found is not None and found.codebook == "e2m1"
     codes, _ = codes_and_zeros(dense, scales, found, None)
     assert torch.equal(codes.long(), indices())
@@ -159,12 +159,12 @@ def test_group_sizes() -> None:
 
 
 def test_ways() -> None:
-    assert ways((N, 4, 1), N, K) == [(False, 1, 16)]
-    assert ways((4, N), N, K) == [(True, 1, 16)]
-    assert (False, N, K) in ways((), N, K)
-    assert ways((N, 0), N, K) == []
-    assert ways((7, 5), N, K) == []
-    assert (False, 8, 16) in ways((N // 8, 4), N, K)
+    assert ways((N, 4, 1), Grid(N, K)) == [(False, 1, 16)]
+    assert ways((4, N), Grid(N, K)) == [(True, 1, 16)]
+    assert (False, N, K) in ways((), Grid(N, K))
+    assert ways((N, 0), Grid(N, K)) == []
+    assert ways((7, 5), Grid(N, K)) == []
+    assert (False, 8, 16) in ways((N // 8, 4), Grid(N, K))
     assert Scale((), K).values([], 2, K, torch.device("cpu")).tolist() == [[1.0], [1.0]]
 
 

@@ -131,6 +131,7 @@ def test_the_reason_is_said(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(got, want)
 
 
+REFERENCE: dict[str, Any] = {"rest": "eager", "kernels": ["reference"]}
 FLOATS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float64"]
 
 
@@ -146,12 +147,13 @@ def test_scales_of_any_float_may_change(name: str) -> None:
         return linear(x, groups(codes, m.s))
 
     model, x = Written(forward, tensors), torch.randn(3, K)
-    compiled = torch.compile(model, backend="qcompile", options={"rest": "eager", "kernels": ["reference"]})
+    compiled = torch.compile(model, backend="qcompile", options=REFERENCE)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.testing.assert_close(compiled(x), model(x))
         assert [row.kernel for row in qcompile.report().sites] == ["reference.quantized_linear"]
-        model.s.copy_((model.s.float() * 2).to(dtype))  # type: ignore[operator,union-attr]
+        scales: Any = model.s
+        scales.copy_((scales.float() * 2).to(dtype))
         torch.testing.assert_close(compiled(x), model(x))
-        model.s.copy_(torch.full_like(model.s, float("nan"), dtype=F32).to(dtype))  # type: ignore[operator,union-attr]
+        scales.copy_(torch.full_like(scales, float("nan"), dtype=F32).to(dtype))
         assert bool(model(x).isnan().all()) and bool(compiled(x).isnan().all())
