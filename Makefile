@@ -1,8 +1,6 @@
 # Every target does its own set-up in .venv; stamp files make second runs quick. Needs Python 3.11, gcc, cmake, ninja and a package index.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= 2.13.0
-# PyTorch's own index, asked where the package index has no CPU build of torch; the default build is for CUDA on Linux (gigabytes).
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 MINILM ?= 0.1.0
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,10 +66,8 @@ $(STAMPS)/torch-$(TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "qcompile needs Python 3.11 or later: make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
-	@echo "installing torch $(TORCH): the CPU build, from the package index or PyTorch's; otherwise the default build"
-	$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(PIP) install --retries 1 --timeout 30 --index-url "$(TORCH_INDEX)" "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(PIP) install "torch==$(TORCH)"
+	@echo "installing torch $(TORCH), the CPU build if there is one (see README, Install)"
+	.ci/install-torch $(BIN)/pip "$(TORCH)"
 	@touch $@
 
 $(STAMPS)/packages: $(STAMPS)/torch-$(TORCH) .ci/requirements.txt
@@ -79,7 +75,7 @@ $(STAMPS)/packages: $(STAMPS)/torch-$(TORCH) .ci/requirements.txt
 	@touch $@
 
 # qcompile says which release of zentorch runs on this machine with this torch, if any.
-$(STAMPS)/zentorch: $(STAMPS)/extension
+$(STAMPS)/zentorch: $(STAMPS)/packages | $(STAMPS)/extension
 	release=$$($(BIN)/python -c "from qcompile.platform import libraries, platform; print(libraries.zentorch_release(platform()))") \
 	  && if test -n "$$release"; then $(PIP) install --constraint .ci/requirements.txt "zentorch==$$release"; fi
 	@touch $@
