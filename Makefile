@@ -8,6 +8,9 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 STAMPS := $(VENV)/stamps
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 SIZE ?= small
+MINUTES ?= 30
+SEED ?= 0
+GENERATOR ?= graphs kernels folders cache_files
 CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 
 READY := $(STAMPS)/extension $(STAMPS)/zentorch
@@ -29,6 +32,9 @@ test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests (PYTEST_ARGS="-k r
 
 commands: $(READY)  ## every command that README and docs show, with small sizes
 	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)
+
+fuzz: $(READY)  ## random cases against what they mean (MINUTES=30 for each; GENERATOR="graphs kernels", SEED=0)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz $(GENERATOR) --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(STAMPS)/packages  ## ruff: rules and formatting
 	$(BIN)/ruff check .

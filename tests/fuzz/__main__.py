@@ -26,7 +26,7 @@ class Child:
 
     def __init__(self, generator: str, first: int, folder: Path, log: IO[bytes]) -> None:
         # Decisions follow the built-in estimates, so that a seed means the same everywhere.
-        env = {**os.environ, "QCOMPILE_MEASURE": "0", "HF_HUB_OFFLINE": "1"}
+        env = {**os.environ, "QCOMPILE_MEASURE": "0", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "fuzz.child", generator, str(first), str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=env)
         assert self.process.stdout is not None
@@ -57,10 +57,11 @@ class Child:
 
 
 class Run:
-    """Counts of one generator, until the time is over or `most` seeds are done."""
+    """Counts of one generator (the name of its module), until the time is over or `most` seeds are done."""
 
     def __init__(self, generator: str, first: int, minutes: float, most: int) -> None:
         self.generator, self.first, self.most = generator, first, most
+        self.name = generator.rpartition(".")[2]
         self.begun = time.monotonic()
         self.until = self.begun + minutes * 60
         self.said = self.begun
@@ -103,7 +104,7 @@ class Run:
         self.seeds += 1
         self.counts[kind] += cases
         if kind in BAD:
-            print(f"--- {kind}: python -m fuzz {self.generator} --seed {seed} --count 1\n{detail}\n", flush=True)
+            print(f"--- {kind}: python -m fuzz {self.name} --seed {seed} --count 1\n{detail}\n", flush=True)
         if time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
             self.tell("so far")
@@ -126,7 +127,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--count", type=int, default=1 << 62, help="how many seeds at most")
     given = parser.parse_args()
-    fine = [Run(name, given.seed, given.minutes, given.count).go() for name in given.generators]
+    fine = [Run(f"fuzz.{name}", given.seed, given.minutes, given.count).go() for name in given.generators]
     return 0 if all(fine) else 1
 
 

@@ -1,4 +1,4 @@
-"""`python -m fuzz.child GENERATOR FIRST FOLDER`: one case after another for ever, each announced and answered on a line of JSON."""
+"""`python -m fuzz.child MODULE FIRST FOLDER`: one case after another for ever, each announced and answered on a line of JSON."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def answer(generator: Any, seed: int, folder: Path) -> Outcome:
 
 def main(name: str, first: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    generator = importlib.import_module(f"fuzz.{name}")
+    generator = importlib.import_module(name)
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints does not get between the lines
     for seed in count(first):

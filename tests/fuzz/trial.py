@@ -22,7 +22,7 @@ from qcompile.options import resolve
 from qcompile.report import SiteReport
 
 OPTIONS = {"rest": "eager", "measure": False}
-WINDOWS = 5  # how many parts of the identity are tried
+WINDOWS = 3  # how many parts of the identity are tried
 INTERNAL = "compiled unchanged"  # how a row begins that tells of an error of our own
 
 
@@ -38,7 +38,9 @@ def capture(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphM
 class Trial:
     """A graph, its constants, and what qcompile makes of it. inputs: x, then the constants."""
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Tensor], names: Sequence[str], *, cancelled: bool = False) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, inputs: Sequence[Tensor], names: Sequence[str], *, cancelled: bool = False, forget: bool = True
+    ) -> None:
         self.inputs, self.names, self.cancelled = list(inputs), list(names), cancelled
         self.plain = fx.GraphModule(gm, _copy(gm.graph))
         mine = fx.GraphModule(gm, _copy(gm.graph))
@@ -47,7 +49,8 @@ class Trial:
         constants = {
             number: Constant(name, tensor) for number, (name, tensor) in enumerate(zip(names, inputs, strict=True)) if number
         }
-        reset()
+        if forget:
+            reset()
         nothing = fx.GraphModule({}, fx.Graph())
         self.compilation = Compilation(nothing, constants, resolve(OPTIONS), number=0, dump=Dump(None, 0))
         with _quiet():
