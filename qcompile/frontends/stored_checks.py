@@ -1,4 +1,4 @@
-"""Compares one layer's tensors with what its scheme says, before anything is changed; values only where there are any (not on meta)."""
+"""Compares one layer's tensors with what its scheme says, before anything is changed; on the meta device without their values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
