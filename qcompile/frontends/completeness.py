@@ -22,7 +22,6 @@ PARTS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx"),
     *("input_scale", "input_zero_point", "input_global_scale", "qweight", "qzeros", "scales", "g_idx"),
 )
-PACKED = ("weight_packed", "qweight")
 SHARED = (".weight", ".bias")  # parts that layers without quantization have too
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Buffers that older versions of transformers stored and every version computes itself.
@@ -55,8 +54,7 @@ class _Names:
 
 
 def is_quantized(parts: Iterable[str]) -> bool:
-    names = set(parts)
-    return any(name in names for name in PARTS if name not in {"input_scale", "input_zero_point"})
+    return not set(parts).isdisjoint(PARTS)
 
 
 def compared(model: Any, session: Session) -> tuple[dict[str, Stored], dict[str, list[str]]]:
