@@ -12,7 +12,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from qcompile.errors import CheckpointError, UnsupportedSchemeError
+from qcompile.errors import CONFIG_WAY_OUT, CheckpointError
 from qcompile.frontends.checkpoint_schemes import promises
 from qcompile.frontends.folder import Headers, StoredTensor
 from qcompile.frontends.session import Session
@@ -22,7 +22,6 @@ PARTS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx"),
     *("input_scale", "input_zero_point", "input_global_scale", "qweight", "qzeros", "scales", "g_idx"),
 )
-PACKED = ("weight_packed", "qweight")
 SHARED = (".weight", ".bias")  # parts that layers without quantization have too
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Buffers that older versions of transformers stored and every version computes itself.
@@ -55,8 +54,7 @@ class _Names:
 
 
 def is_quantized(parts: Iterable[str]) -> bool:
-    names = set(parts)
-    return any(name in names for name in PARTS if name not in {"input_scale", "input_zero_point"})
+    return not set(parts).isdisjoint(PARTS)
 
 
 def compared(model: Any, session: Session) -> tuple[dict[str, Stored], dict[str, list[str]]]:
@@ -72,6 +70,14 @@ def compared(model: Any, session: Session) -> tuple[dict[str, Stored], dict[str,
     _need_all(model, session, names.expected, covered)
     _need_promised(model, session, layers)
     return layers, merged
+
+
+def need_dense(model: Any, session: Session) -> None:
+    """The same for a folder that is not quantized: its files hold what the model has, and no layer in packed form."""
+    layers, merged = compared(model, session)
+    for path in (*layers, *merged):
+        file, expected = f"{session.folder}/config.json", f"an entry, because the files hold {path} quantized"
+        raise CheckpointError(file, "quantization_config", expected, "nothing", CONFIG_WAY_OUT)
 
 
 def _stems(headers: Headers) -> dict[str, Stored]:
@@ -93,8 +99,9 @@ def _layers(
         target, joined = names(f"{stem}.weight")
         if target not in names.expected:
             if not _left_out(model, session, stem):
-                what = f"a layer that {type(model).__name__} lacks"
-                raise UnsupportedSchemeError(stem, what, ["layers of the model"], "Pass model_class=... to qcompile.load.")
+                part, tensor = next(iter(parts.items()))
+                what = f"a layer that {type(model).__name__} has"
+                raise CheckpointError(tensor.file, f"{stem}.{part}".lstrip("."), what, f"another one, {tensor}", CHOOSE)
             continue
         if joined:
             merged.setdefault(target, []).append(stem)

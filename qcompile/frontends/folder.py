@@ -1,4 +1,4 @@
-"""What a folder's files hold: config.json, the index and the headers of the safetensors files, read and checked before any tensor is.
+"""What a folder's files hold: config.json, the index and the headers of safetensors files, checked before any tensor is read.
 
 Every error names the file, and where there is one the tensor. Nothing here needs the model.
 """

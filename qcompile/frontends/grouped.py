@@ -46,7 +46,7 @@ def in_checkpoint_order(module: nn.Module) -> bool:
 
 
 def left_as_it_is(module: nn.Module, error: QCompileError, form: str) -> None:
-    """Note that a library's layer is not served because of `error`; other code may hold tensors of these names that mean other things."""
+    """Note that a library's layer is not served because of `error`; in other code tensors of these names may mean other things."""
     if not of_library(module):
         return
     if not in_checkpoint_order(module):

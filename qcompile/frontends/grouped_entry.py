@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from qcompile.errors import WeightError
 from qcompile.frontends.completeness import Stored
+from qcompile.frontends.session import Session
 from qcompile.frontends.stored_checks import FLOATS
 
 GROUPED_PARTS = {"qweight", "qzeros", "scales", "g_idx"}
@@ -34,6 +36,21 @@ def need_as_configured(path: str, module: Any, parts: Stored, entry: Mapping[str
         _need(path, "g_idx", parts, (torch.int32, torch.int64), (k,), "act-order")
     if "bias" in parts:
         _need(path, "bias", parts, FLOATS, (n,), f"N={n}")
+
+
+def need_order(model: nn.Module, session: Session) -> None:
+    """WeightError if a g_idx is not in order although config.json says `desc_act: false`: one of the two is wrong."""
+    entry = session.entry or {}
+    for path in session.stems:
+        if {**entry, **overrides(entry, path)}.get("desc_act") is not False:
+            continue
+        g_idx: Any = getattr(model.get_submodule(path), "g_idx", None)
+        size = int(entry["group_size"])
+        if g_idx is None or size == -1:
+            continue
+        if not torch.equal(g_idx.long(), torch.arange(len(g_idx), device=g_idx.device) // size):
+            expected = "columns in order, because config.json says desc_act: false (true if the order is meant)"
+            raise WeightError(f"{path}.g_idx", expected, "another order")
 
 
 def overrides(entry: Mapping[str, Any], path: str) -> Mapping[str, Any]:

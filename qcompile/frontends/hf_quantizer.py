@@ -16,7 +16,7 @@ from qcompile.frontends.checkpoint_schemes import group_of, ignores, scheme_of
 from qcompile.frontends.completeness import PARTS, Stored, compared
 from qcompile.frontends.experts import DequantizeMerged, declined, version_of_merged
 from qcompile.frontends.folder import headers
-from qcompile.frontends.grouped_entry import need_as_configured
+from qcompile.frontends.grouped_entry import need_as_configured, need_order
 from qcompile.frontends.session import Session, current
 
 METHOD = "qcompile"
@@ -101,6 +101,8 @@ class Quantizer(Base):  # type: ignore[misc]
         for path in session.foreign:
             foreign.attach(_unstand(model.get_submodule(path)), session.schemes[path])
         try:
+            if entry["quant_method"] == "gptq":
+                need_order(model, session)
             FRONT_DOORS[entry["quant_method"]](model, strict=True)
         except WeightError as error:
             raise session.error(error) from error
@@ -128,8 +130,8 @@ def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
     """Give one module the parameters that its front door or its library expects; WeightError if the files hold others."""
     entry, module = session.entry or {}, model.get_submodule(path)
     if type(module) not in LOADING or (entry["quant_method"] != "compressed-tensors" and not isinstance(module, nn.Linear)):
-        known = ["Linear layers"]
-        raise UnsupportedSchemeError(path, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
+        known, where = ["Linear layers"], f"{session.file_of(f'{path}.qweight')}: {path}"
+        raise UnsupportedSchemeError(where, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
     if entry["quant_method"] != "compressed-tensors":
         need_as_configured(path, module, parts, entry)
         _give_parameters(module, parts)

@@ -30,9 +30,9 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
     model_class: the transformers class; by default the one that config.json names under `architectures`. dtype: of everything that
     is not quantized, by default what config.json says; scales keep the file's own dtype. kw goes to `from_pretrained` (not
     `quantization_config` or `device_map`). A folder that is not quantized loads as it is; a layer of a scheme that is not known is
-    made dense by compressed-tensors, and the report says so. Raises CheckpointError (a WeightError) for files that cannot be read or
-    contradict each other, config.json or the model, which names file and tensor; UnsupportedSchemeError for a quantization method
-    that is not known; UnsupportedVersionError without a transformers that can do this.
+    made dense by compressed-tensors, and the report says so. Raises CheckpointError (a WeightError), which names file and tensor,
+    for files that cannot be read or contradict each other, config.json or the model; UnsupportedSchemeError for a quantization
+    method that is not known; UnsupportedVersionError without a transformers that can do this.
     """
     transformers = _transformers()
     name = str(path)
@@ -51,6 +51,8 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
         config.quantization_config = {"quant_method": quantizer.METHOD, "entry": session.entry}
     with torch.no_grad(), loading(session):
         model, info = _read(model_class, name, options, session, folder is not None)
+    if session.entry is None and session.headers:
+        import_module("qcompile.frontends.completeness").need_dense(model, session)
     _need_complete(model, info, session)
     return (model, info) if kw.get("output_loading_info") else model.eval()
 
@@ -148,10 +150,6 @@ def _need_complete(model: Any, info: Mapping[str, Any], session: Session) -> Non
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise CheckpointError(session.file_of(key), key, "values", "none")
-    if session.entry is None:
-        for key, tensor in model.named_parameters():
-            if not tensor.is_floating_point():
-                raise CheckpointError(session.file_of(key), key, "a floating point tensor", str(tensor.dtype))
 
 
 def _harmless(model: Any, session: Session, key: str) -> bool:

@@ -1,11 +1,11 @@
 """Which zero-point convention a GPTQ model's files follow: decided by the symmetric layers, then by the codes, then by the label.
 
 Version 1 of the format stores the zero point minus one, version 2 the zero point itself, and labels are wrong often enough. A
-symmetric layer shows the truth, because its zero point is 2^(bits-1): stored 7 everywhere (4 bits) is version 1, stored 8 everywhere
-version 2. An asymmetric one shows it too: weights are about as often positive as negative, so over many groups the mean of code
-minus zero point is near 0, and the mean of code minus stored zero point near 0 in version 2 and near 1 in version 1. That holds only
-where the zero points belong to the codes, which the slope of the groups' mean code over their stored zero point tells: near 1 for a
-quantized weight, near 0 for codes that have nothing to do with their zero points.
+symmetric layer shows the truth, because its zero point is 2^(bits-1): stored 7 everywhere (4 bits) is version 1, stored 8
+everywhere version 2. An asymmetric one shows it too: weights are about as often positive as negative, so over many groups the mean
+of code minus zero point is near 0, and the mean of code minus stored zero point near 0 in version 2 and near 1 in version 1. That
+holds only where the zero points belong to the codes, which the slope of the groups' mean code over their stored zero point tells:
+near 1 for a quantized weight, near 0 for codes that have nothing to do with their zero points.
 """
 
 from collections import Counter
@@ -26,9 +26,9 @@ _BELONGS, _ERRORS = 0.5, 3.0
 class Evidence:
     """What one layer shows.
 
-    bits; stored: least and greatest stored zero point, None if there are none; groups: how many groups were looked at; total: sum over
-    them of the mean of code minus stored zero point, squares: of its square; varied: sum of squares of the stored zero points about
-    their mean, together: of their products with the mean codes.
+    bits; stored: least and greatest stored zero point, None if there are none; groups: how many groups were looked at; total: sum
+    over them of the mean of code minus stored zero point, squares: of its square; varied: sum of squares of the stored zero points
+    about their mean, together: of their products with the mean codes.
     """
 
     bits: int

@@ -254,7 +254,7 @@ def replace(module: Any, name: str, value: torch.Tensor) -> None:
             lambda m: replace(m, "weight_scale", torch.ones(64, 3)),
             r"weight_scale: .* \[64, 2\], got .* \[64, 3\]",
         ),
-        (lambda m: replace(m, "weight_packed", m.weight_packed[:, :7]), r"weight_packed: expected torch.int32 tensor \[64, 8\]"),
+        (lambda m: replace(m, "weight_packed", m.weight_packed[:, :7]), r"weight_packed: expected a torch.int32 tensor \[64, 8\]"),
         (lambda m: replace(m, "weight_packed", m.weight_packed.long()), r"weight_packed: .* got torch.int64"),
         (lambda m: replace(m, "weight_shape", torch.tensor([64, 60])), r"weight_shape: expected \[64, 64\], got \[64, 60\]"),
         (lambda m: m.__delattr__("weight_scale"), r"weight_scale: .* got nothing"),
