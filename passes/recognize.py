@@ -9,7 +9,7 @@ from qcompile.activations import Rounded, recognize_activation
 from qcompile.change import Change
 from qcompile.cones import Reader, Reading
 from qcompile.errors import brief
-from qcompile.graph import constant_nodes, is_call, leaves_of, subgraph, value
+from qcompile.graph import constant_nodes, followers, is_call, leaves_of, subgraph, value
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
@@ -64,6 +64,8 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
             _decline(state, node, _largest(low), "the rewrite budget (option fuel) is used up")
         else:
             _raise(state, product, reading, recognize_activation(product.x, constant, state.constants))
+            if product.x in constant:  # what follows from it is no weight: it comes from the call that now stands there
+                constant.difference_update(followers(state.sites[-1].result))
     elif isinstance(product, str) and low:
         _decline(state, node, _largest(low), product)
     elif isinstance(product, Product):

@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ _FACTORS = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.di
 _FILLS = frozenset({aten.full.default, aten.scalar_tensor.default})
 # Nodes between the two products, at most: a softmax in its longest spelling (safe softmax, decomposed) has about 20.
 _MOST_NODES = 80
+_NEAR = 8  # nodes from a sum back to the exponentials, or from a division back to the sum: casts, views and a mask lie between
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -141,7 +143,7 @@ def _products(node: fx.Node) -> list[Attention] | str | None:
     assert isinstance(weights, fx.Node) and isinstance(values, fx.Node)
     before = list(_back_to_product(weights))
     scores = next((item for item in before if is_call(item, aten.bmm.default)), None)
-    if scores is None or not any(_normalizes(item) for item in before):
+    if scores is None or not _normalizes(before):
         return None
     out = next(iter(node.users)) if len(node.users) == 1 and is_call(next(iter(node.users)), *VIEWS) else node
     if value(out).dim() != 4:
@@ -186,8 +188,38 @@ def _scales(after: list[fx.Node]) -> list[float]:
     return list(dict.fromkeys((math.prod(factors), *factors)))
 
 
-def _normalizes(node: fx.Node) -> bool:
-    return is_call(node, aten._softmax.default, aten._safe_softmax.default, aten.softmax.int, aten.exp.default)
+def _normalizes(before: list[fx.Node]) -> bool:
+    """Whether the weights are a softmax: as one operator, or exponentials that something divides by their sum.
+
+    Exponentials alone are no sign of attention: linear attention and state-space layers let values decay by them.
+    """
+    if any(is_call(item, aten._softmax.default, aten._safe_softmax.default, aten.softmax.int) for item in before):
+        return True
+    sums = [item for item in before if is_call(item, aten.sum.dim_IntList) and _comes_from(item, aten.exp.default)]
+    divided = [item.args[1] for item in before if is_call(item, aten.div.Tensor)]
+    divided += [item.args[0] for item in before if is_call(item, aten.reciprocal.default)]
+    return any(isinstance(by, fx.Node) and any(_follows(by, total) for total in sums) for by in divided)
+
+
+def _comes_from(node: fx.Node, target: object) -> bool:
+    """Whether a few steps before the node there is a call of `target`."""
+    return any(item.target is target for item in islice(_ancestors(node), _NEAR))
+
+
+def _follows(node: fx.Node, of: fx.Node) -> bool:
+    return any(item is of for item in islice(_ancestors(node), _NEAR))
+
+
+def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    """The node and what it is computed from, nearest first, without what comes before products."""
+    queue, seen = [node], {node}
+    while queue:
+        current = queue.pop(0)
+        yield current
+        for parent in current.all_input_nodes if not is_call(current, aten.bmm.default) else ():
+            if parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
 
 
 def _back_to_product(weights: fx.Node) -> Iterator[fx.Node]:

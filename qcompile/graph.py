@@ -132,6 +132,18 @@ def subgraph(
     return order
 
 
+def followers(node: fx.Node) -> set[fx.Node]:
+    """The node and all that is computed from it."""
+    found = {node}
+    queue = [node]
+    while queue:
+        for user in queue.pop().users:
+            if user not in found:
+                found.add(user)
+                queue.append(user)
+    return found
+
+
 def leaves_of(root: fx.Node, constants: Mapping[fx.Node, Constant]) -> list[fx.Node]:
     """The constants that `root` depends on, in the order of a walk through the arguments."""
     if root in constants:

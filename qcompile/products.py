@@ -76,8 +76,13 @@ def find_product(node: fx.Node, constant: set[fx.Node]) -> Product | str | None:
         transposed = True
     else:
         return None
-    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight not in constant or x in constant:
+    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node):
         return None
+    weight = _one_matrix(weight, node, constant)
+    if weight not in constant:
+        return None
+    if x in constant and (_holds_low_bit(x) or not _holds_low_bit(weight)):
+        return None  # of two constants, the one that holds low-bit data is the weight
     shape = value(weight).shape
     if len(shape) != 2:
         return f"the weight is a batch of {shape[0]} matrices (experts); only single linears are rewritten"
@@ -90,6 +95,33 @@ def find_product(node: fx.Node, constant: set[fx.Node]) -> Product | str | None:
         product.biases.append((bias, 0))
     _grow(product, constant)
     return product
+
+
+def _one_matrix(weight: fx.Node, product: fx.Node, constant: set[fx.Node]) -> fx.Node:
+    """The [K, N] matrix that a batch repeats for every entry, or is a batch of one of; the weight itself if it is neither."""
+    if value(weight).dim() < 3:
+        return weight
+    shape = list(value(weight).shape[-2:])
+    node = weight
+    while is_call(node, aten.expand.default, *VIEWS) and value(node).dim() > 2 and isinstance(node.args[0], fx.Node):
+        if list(value(node.args[0]).shape[-2:]) != shape:
+            break
+        node = node.args[0]
+    leading = value(node).shape[:-2]
+    if node not in constant or not all(_is_one(size) for size in leading):
+        return weight
+    if not leading:
+        return node
+    with product.graph.inserting_before(product):
+        single = product.graph.call_function(aten.view.default, (node, shape))
+    single.meta["val"] = value(node).view(shape)
+    constant.add(single)
+    return single
+
+
+def _holds_low_bit(node: fx.Node) -> bool:
+    """Whether a constant is computed from packed or low-bit data."""
+    return bool(low_bit_leaves([item for item in subgraph([node], set()) if item.op == "placeholder"]))
 
 
 def _grow(product: Product, constant: set[fx.Node]) -> None:
