@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from qcompile.errors import UnservedError, brief
-from qcompile.graph import is_released, value
+from qcompile.graph import is_released, structural_key, subgraph, value
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.meaning import Verdict
 from qcompile.options import Options
@@ -16,6 +16,7 @@ from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.platform import Platform, platform
+from qcompile.products import through_views
 from qcompile.shelf import Shelf
 from qcompile.store import STORE
 from qcompile.timing import Times, times_for
@@ -200,7 +201,7 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict])
     """What is wrong with the canonical call that stands for the site's original graph, "" if nothing; once per structure."""
     if state.options.verify == "off" or _is_released(state, site):
         return ""
-    key = (f"rewrite of {len(site.parts) or 1}", site.site)
+    key = ("rewrite", _structure(state, site), site.site)
     if key not in verified or state.options.verify == "every":
         try:
             verified[key] = verify_rewrite(site, state.constants), None
@@ -208,6 +209,16 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict])
             log.debug("proving %s", site.report.module, exc_info=True)
             verified[key] = f"the rewrite could not be proven: {brief(error)}", None
     return verified[key][0]
+
+
+def _structure(state: State, site: GraphSite) -> str:
+    """Equal for sites whose results were computed by the same code: only then one proof of the rewrite holds for both."""
+    roots = [part.original for part in site.parts or (site,)]
+    source = through_views(site.node.args[0])  # type: ignore[arg-type]
+    stop: dict[fx.Node, None] = {source: None}
+    for node in subgraph(roots, {source, *state.constants}):
+        stop.update((parent, None) for parent in node.all_input_nodes if parent in state.constants)
+    return structural_key(roots, list(stop))
 
 
 def _is_released(state: State, site: GraphSite) -> bool:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import pytest
 import torch
 from support.graphs import through, with_state
 from support.packed_linears import Block, packed_linear
-from support.spellings import BF16, K, N
+from support.spellings import BF16, SPELLINGS, K, N
 
 from qcompile.kernels import kernels
 from qcompile.options import Options
@@ -50,3 +51,24 @@ def test_all_reasons_not_the_first() -> None:
     (site,) = decided(packed_linear(N, K), platform="aarch64")
     reasons = site.report.reasons["zentorch.dynamic_qlinear"]
     assert len(reasons) >= 3, reasons
+
+
+def test_one_proof_of_a_rewrite_holds_for_the_same_code_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two linears of one kind that are written differently are proven apart, two that are written alike together."""
+    alike = [spelling for spelling in SPELLINGS if spelling.name in {"linear then scale, 2-D", "scale times linear"}]
+    assert len(alike) == 2
+    models = [spelling.model() for spelling in (alike[0], alike[1], alike[0])]
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(models)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [layer(x * number) for number, layer in enumerate(self.layers)]
+
+    proven: list[str] = []
+    monkeypatch.setattr("qcompile.passes.choose.verify_rewrite", lambda site, constants: proven.append(site.report.module) or "")
+    sites = decided(Both(), kernels=("reference",))
+    assert len({site.site for site in sites}) == 1
+    assert proven == ["layers.0", "layers.1"]
