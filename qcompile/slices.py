@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from qcompile.axis import UNUSED, Axis
 from qcompile.graph import concrete, hint, is_size, literal, subgraph, value
-from qcompile.slice_rules import UNUSED, Axis, needs_of, run
+from qcompile.slice_rules import needs_of, run
 
 # Makes the values of an input for the shape that is asked for.
 Source = Callable[[Sequence[int]], Tensor]
