@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from qcompile.axis import UNUSED, Axis, Needs, UnknownError
 from qcompile.graph import hint, value
 
-
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 
 
