@@ -197,7 +197,8 @@ def findings(weight: Weight, sizes: Collection[int] = ()) -> Iterator[Found]:
     sizes: numbers that the code mentions, as group sizes that may leave a short last group.
     """
     grid = Grid(weight.n, weight.k, sizes)
-    alone = singles(weight.tensors, grid)
+    with one_thread():
+        alone = singles(weight.tensors, grid)
     simple = weight.near(alone, INTEGERS)
     yield from weight.checked(found for found in simple if found.bits == 4)
     with one_thread():

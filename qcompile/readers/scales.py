@@ -1,7 +1,7 @@
 """How the tensors of a cone may lie as scales of a weight [N, K]: alone, as inverses, and as products or quotients of two."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, islice, product
 from math import gcd
 
@@ -124,9 +124,25 @@ def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:
 
 
 def singles(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
-    """Every float candidate as the scale, and last no scale at all."""
-    found = [Scale.of(grid.k, part) for part in _parts(candidates, grid) if candidates[part.candidate].is_floating_point()]
-    return [*found[:_MOST_SINGLES], Scale((), grid.k)]
+    """Every float candidate as the scale, in the narrowest dtype that holds it, and last no scale at all."""
+    parts = [part for part in _parts(candidates, grid) if candidates[part.candidate].is_floating_point()]
+    narrow = {number: _narrowest(candidates, number) for number in {part.candidate for part in parts}}
+    found = dict.fromkeys(Scale.of(grid.k, replace(part, candidate=narrow[part.candidate])) for part in parts)
+    return [*list(found)[:_MOST_SINGLES], Scale((), grid.k)]
+
+
+def _narrowest(candidates: Sequence[Tensor], number: int) -> int:
+    """The candidate that this one is a wider copy of, or itself: kernels keep 16-bit scales as they are."""
+    mine = candidates[number]
+    for other, tensor in enumerate(candidates):
+        narrower = mine.element_size() > 2 and tensor.dtype in (torch.float16, torch.bfloat16)
+        if narrower and _lengths(tensor) == _lengths(mine) and torch.equal(tensor.reshape(-1).to(mine.dtype), mine.reshape(-1)):
+            return other
+    return number
+
+
+def _lengths(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
 
 
 def further(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
@@ -159,7 +175,7 @@ def _parts(candidates: Sequence[Tensor], grid: Grid) -> Iterator[Part]:
 
 
 def _inverse(part: Part) -> Part:
-    return Part(part.candidate, part.turned, part.rows, part.group, divides=True)
+    return replace(part, divides=True)
 
 
 def _different(candidates: Sequence[Tensor]) -> set[int]:

@@ -149,6 +149,16 @@ def test_short_last_group(k: int, group: int, common: int, symmetric: bool) -> N
     assert recovered(times(codes, scales, group), [scales], [group]) == (INTEGERS, 4, symmetric, common)
 
 
+def test_a_scale_keeps_the_dtype_it_is_stored_in() -> None:
+    """Of a wider copy, computed on the way, and the tensor itself."""
+    stored = grid().half()
+    wide = stored.float().unsqueeze(-1)
+    dense = times(indices() - 8, stored.float())
+    for tensors in ([wide, stored], [stored, wide], [wide, torch.rand(3), stored]):
+        found = next(findings(Weight(dense, tensors)))
+        assert found.scales([tensors[part.candidate] for part in found.scale.parts], dense).dtype is torch.float16
+
+
 def test_group_sizes() -> None:
     assert group_sizes(2, 64) == [32]
     assert group_sizes(3, 80) == [32]
