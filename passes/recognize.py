@@ -9,7 +9,7 @@ from qcompile.activations import Rounded, recognize_activation
 from qcompile.change import Change
 from qcompile.cones import Reader, Reading
 from qcompile.errors import brief
-from qcompile.graph import constant_nodes, followers, is_call, leaves_of, subgraph, value
+from qcompile.graph import constant_nodes, followers, is_call, leaves_of, value
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
@@ -36,7 +36,7 @@ def apply(state: State) -> None:
             _look(state, node, constant, reader)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("product %s could not be read", node.name, exc_info=True)
-            if _is_about_low_bit(state, node):
+            if _is_about_low_bit(state, node, constant):
                 _decline(state, node, _leaf(state, node, constant), f"could not be read: {brief(error)}")
 
 
@@ -46,9 +46,11 @@ def _leaf(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None
     return next(iter(leaves_of(weight, state.constants)), None) if weight is not None else None
 
 
-def _is_about_low_bit(state: State, node: fx.Node) -> bool:
+def _is_about_low_bit(state: State, node: fx.Node, constant: set[fx.Node]) -> bool:
+    """Whether the weight of a product comes from low-bit data, as far as can be told of one that could not be read."""
     inputs = {item for item in state.graph.find_nodes(op="placeholder") if low_bit_leaves([item])}
-    return not inputs.isdisjoint(subgraph([node], set(state.constants)) + leaves_of(node, state.constants))
+    touched = any(touches_low_bit(operand, inputs) is not None for operand in node.all_input_nodes)
+    return touched or _weight_operand(state, node, constant) is not None
 
 
 def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -> None:

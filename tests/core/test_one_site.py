@@ -81,7 +81,6 @@ def sentences(row: SiteReport) -> str:
 
 STEPS = [
     "qcompile.passes.recognize.find_product",
-    "qcompile.passes.recognize.unhealthy",
     "qcompile.cones.Reader.read",
     "qcompile.passes.recognize.recognize_activation",
     "qcompile.recheck.Recheck.of",
@@ -115,12 +114,12 @@ def test_a_dense_weight_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, fal
     """The packing of one linear fails, then making its dense weight does too."""
     from qcompile.passes import fold  # noqa: PLC0415
 
-    original = fold._inputs
+    original = fold.inputs
 
     def inputs(state: Any, site: Any, *args: Any, **kwargs: Any) -> Any:
         return fail() if site.report.module == "layers.1" else original(state, site, *args, **kwargs)
 
-    monkeypatch.setattr(fold, "_inputs", inputs)
+    monkeypatch.setattr(fold, "inputs", inputs)
     rows = {row.module: row for row in run(Chain(), fallback=fallback)}
     assert [name for name, row in rows.items() if row.kernel is None] == ["layers.1"]
     assert rows["layers.1"].fallback == "packed" and rows["layers.1"].bytes_after == rows["layers.1"].bytes_before
