@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
-from qcompile import cones, decompositions, head_start, recompiles, regions, unseen
+from qcompile import compilers, cones, decompositions, head_start, recompiles, regions, unseen
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
@@ -50,6 +50,7 @@ def reset() -> None:
     cones.forget()
     choose.forget()
     STORE.clear()
+    compilers.try_again()
     _warned.clear()
 
 
@@ -68,9 +69,8 @@ def compile_graph(
         recompiles.watch()
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
-        return _through_inductor(gm, example_inputs, mode)
-    graph = _Graph(gm, example_inputs, options, mode, explained is not None)
-    call = (graph.in_regions() if graph.may_be_cut else None) or graph.whole()
+        return _training(gm, example_inputs, mode)
+    graph, call = _compiled(gm, example_inputs, options, mode, explained is not None)
     constants = [constant.tensor for constant in graph.constants.values()]
     told = notes.added(graph.rows, constants, strict=options.fallback == "error")
     graph.rows = [replace(row, graph=graph.number) for row in told]
@@ -87,6 +87,34 @@ def compile_graph(
     weakref.finalize(innermost_fn(call), retire, graph.number).atexit = False
     _say(graph)
     return call
+
+
+def _compiled(
+    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, mode: str | None, explained: bool
+) -> tuple["_Graph", Callable[..., Any]]:
+    """The graph and its code; the rest runs eagerly where Inductor lacks a compiler."""
+    eager = replace(options, rest="eager")
+    graph = _Graph(gm, inputs, eager if compilers.absent() else options, mode, explained)
+    try:
+        return graph, (graph.in_regions() if graph.may_be_cut else None) or graph.whole()
+    except Exception as error:
+        if graph.options.rest == "eager" or not compilers.failed(error):
+            raise
+        compilers.give_up(error)
+    graph = _Graph(gm, inputs, eager, mode, explained)
+    return graph, graph.whole()
+
+
+def _training(gm: fx.GraphModule, inputs: Sequence[Any], mode: str | None) -> Callable[..., Any]:
+    try:
+        if any(isinstance(item, Tensor) and item.device.type == "cpu" for item in inputs):
+            compilers.look()  # the backward pass is compiled when it first runs, where nothing can be done any more
+        return _through_inductor(gm, inputs, mode)
+    except Exception as error:
+        if not compilers.failed(error):
+            raise
+        compilers.give_up(error)
+        return gm.forward
 
 
 def _say(graph: "_Graph") -> None:
@@ -163,6 +191,8 @@ class _Graph:
         except QCompileError:
             raise
         except Exception as error:  # an odd graph is compiled in one piece
+            if compilers.failed(error):
+                raise
             expected = isinstance(error, regions.SplitError)
             log.log(logging.INFO if expected else logging.WARNING, "graph %d: not compiled in regions: %s", self.number, error)
             log.debug("cutting failed", exc_info=True)

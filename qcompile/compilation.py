@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import decompositions, head_start, unexplained, unseen
+from qcompile import compilers, decompositions, head_start, unexplained, unseen
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -161,6 +161,8 @@ class Compilation:
         except QCompileError:
             raise
         except Exception as error:  # ours, so the user's graph is compiled as it came
+            if compilers.failed(error):
+                raise
             what = f"the graph is compiled unchanged: {brief(error)}"
             log.warning("graph %d: %s", self.number, what)
             log.debug("rewriting failed", exc_info=True)

@@ -162,3 +162,9 @@ OFFLOADED_WARNING = (
     "qcompile: {count} quantized layers are wrapped by another library (accelerate's offloading, for example), such as {example}. "
     "They are left as they are. Load the model on one device, without device_map, to run them packed."
 )
+
+NO_COMPILER_WARNING = (
+    "qcompile: Inductor, which compiles the rest of a graph, needs a C++ compiler, and {problem}{detail}. The rest runs eagerly "
+    'now, as with the option rest="eager"; quantized products run packed as always. To have the rest compiled, install one (g++ or '
+    'clang++) or let the variable CXX name one; to do without, give rest="eager".'
+)

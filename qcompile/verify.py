@@ -14,6 +14,7 @@ from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
 from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
+from qcompile.platform.quiet import without_their_messages
 from qcompile.products import through_views
 from qcompile.slices import Root, Slices, spread
 from qcompile.store import STORE, Recipe
@@ -41,8 +42,8 @@ def verify(
     trim()  # of what the check before this one left behind
     x = probe(site)
     try:
-        packed = STORE.fetch(recipe, leaves)
-        with torch.no_grad():
+        with torch.no_grad(), without_their_messages():
+            packed = STORE.fetch(recipe, leaves)
             y = kernel.call(x, packed, site)
     except Exception as error:  # whatever a foreign library throws: this kernel is not used
         STORE.drop(recipe, leaves)

@@ -12,6 +12,7 @@ import torch
 
 from qcompile import versions
 from qcompile.platform.model import Library, Platform
+from qcompile.platform.quiet import without_their_messages
 
 LIBRARIES = ("zentorch", "vllm", "vllm_xpu_kernels")
 
@@ -42,7 +43,7 @@ def zentorch_hardware(where: Platform) -> tuple[str, ...]:
 
 
 def import_quietly(name: str) -> Any:
-    """Import a module, then undo what it did to logging.
+    """Import a module, then undo what it did to logging; what it writes to standard error goes to the debug log.
 
     zentorch calls logging.basicConfig(), which would put a handler on the root logger of the user's program. What stays: its
     entry in torch's list of back ends, its Inductor lowerings, and `aot_inductor.custom_ops_to_c_shims` entries (with their
@@ -52,7 +53,7 @@ def import_quietly(name: str) -> Any:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_their_messages(every=True):
             warnings.simplefilter("ignore")  # what matters of them (a build for another torch) shows in the operators' schemas
             return import_module(name)
     finally:

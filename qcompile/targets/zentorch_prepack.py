@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes  # pyright: igno
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.memory import forget
 from qcompile.ops import LIBRARY
+from qcompile.platform.quiet import without_their_messages
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
 
@@ -111,7 +112,7 @@ def works() -> bool:
 
     if QLINEAR.reasons():
         return False
-    with _disable_current_modes():
+    with _disable_current_modes(), without_their_messages():
         return all(_right(n, LARGEST_K, m, QLINEAR, QLINEAR_ROUNDING) for n in (33, 1088) for m in (1, 5))
 
 

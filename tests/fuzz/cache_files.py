@@ -52,7 +52,7 @@ def meaning(content: bytes) -> Any:
         sums = mapped_file._check(content[: 8 + length], pieces_of(content, table, 8 + length)) == content[-32:]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return content
-    return (list(table.items()), content[8 + length : -32]) if sums else content
+    return (json.dumps(table), content[8 + length : -32]) if sums else content
 
 
 def pieces_of(content: bytes, table: dict[str, Any], start: int) -> list[Any]:
