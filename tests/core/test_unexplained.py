@@ -152,7 +152,7 @@ def test_tables_masks_and_pictures_are_no_quantized_weights(forward: Forward, dt
 class Eager(Layer):
     """Dynamo leaves it out."""
 
-    @torch._dynamo.disable
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)
 
