@@ -41,7 +41,7 @@ def test_a_part_of_the_graph_that_keeps_them_is_mentioned() -> None:
             self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch._int_mm(x.to(torch.int8), self.weight.codes.t()) * self.weight.scale
+            return torch.ops.aten._int_mm(x.to(torch.int8), self.weight.codes.t()) * self.weight.scale
 
     with torch.no_grad(), pytest.warns(UserWarning, match="aten::_int_mm"):
         compiled(nn.Sequential(Table()))(torch.randn(32, 32) * 10)

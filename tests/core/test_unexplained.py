@@ -57,7 +57,7 @@ def integers(fc: Any, x: Tensor) -> Tensor:
     """W8A8 as torchao and Quark compute it."""
     scale = x.abs().amax(-1, keepdim=True) / 127
     rounded = torch.round(x / scale).to(torch.int8)
-    return torch._int_mm(rounded, fc.codes.t()).to(x.dtype) * scale * fc.scale.t()
+    return torch.ops.aten._int_mm(rounded, fc.codes.t()).to(x.dtype) * scale * fc.scale.t()
 
 
 def convolution(fc: Any, x: Tensor) -> Tensor:
@@ -152,9 +152,8 @@ def test_tables_masks_and_pictures_are_no_quantized_weights(forward: Forward, dt
 class Eager(Layer):
     """Dynamo leaves it out."""
 
-    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+        return torch._dynamo.disable(super().forward)(x)
 
 
 def test_layers_that_come_into_no_graph_are_listed_once_the_model_ran() -> None:

@@ -15,7 +15,6 @@ class Int8Rows(Tensor):
     codes: Tensor
     scale: Tensor
 
-    @staticmethod
     def __new__(cls, codes: Tensor, scale: Tensor) -> "Int8Rows":
         return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
 
