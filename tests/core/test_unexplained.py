@@ -172,6 +172,14 @@ def test_code_compiled_for_another_layer_may_run_one_that_is_left_as_it_was() ->
     assert "it may run what was compiled for layers.0.fc" in rows[1].declined
 
 
+def test_explain_lists_them_too() -> None:
+    rows = qcompile.explain(nn.Sequential(Layer(), Eager()).eval(), torch.randn(2, 32)).sites
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("0", True), ("1", False)]
+    rows = qcompile.explain(Broken(2).eval(), torch.randn(2, 32)).sites
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("layers.0", True), ("layers.1", True)]
+    assert not qcompile.report().sites
+
+
 def test_layers_that_share_code_are_counted_once_however_often_they_are_compiled() -> None:
     model = qcompile.compile(Broken(3).eval(), rest="eager", measure=False)
     with torch.no_grad():
