@@ -10,8 +10,9 @@ from torch._dynamo import config as dynamo_config
 
 from qcompile import head_start, names, recompiles, unseen, versions
 from qcompile.backend import backend, compile_graph
+from qcompile.capture import dynamo_constants
 from qcompile.options import resolve
-from qcompile.report import Report
+from qcompile.report import Report, SiteReport, gathered
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,9 +63,11 @@ def explain(
     settings = resolve({**(options or {}), **({"platform": platform} if platform is not None else {}), "verify": "off"})
     if isinstance(model, nn.Module):
         prepare(model)
-    rows: list[Any] = []
+    rows: list[SiteReport] = []
+    seen: set[int] = set()
 
     def explaining(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Callable[..., Any]:
+        seen.update(id(constant.tensor) for constant in dynamo_constants(gm, example_inputs).values())
         return compile_graph(gm, example_inputs, settings, explained=rows)
 
     target = model.forward if isinstance(model, nn.Module) else model
@@ -72,4 +75,5 @@ def explain(
     limits = dynamo_config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
     with limits, torch.no_grad():
         torch.compile(target, backend=explaining)(*args, **kwargs)
-    return Report.of(rows)
+    found = gathered(rows)
+    return Report.of([*found, *(unseen.of_model(model, seen, found) if isinstance(model, nn.Module) else ())])

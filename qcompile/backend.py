@@ -70,7 +70,7 @@ def compile_graph(
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return _training(gm, example_inputs, mode)
-    graph, call = _compiled(gm, example_inputs, options, mode, explained is not None)
+    graph, call = _compiled(gm, example_inputs, options, mode, explained)
     constants = [constant.tensor for constant in graph.constants.values()]
     told = notes.added(graph.rows, constants, strict=options.fallback == "error")
     graph.rows = [replace(row, graph=graph.number) for row in told]
@@ -90,7 +90,7 @@ def compile_graph(
 
 
 def _compiled(
-    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, mode: str | None, explained: bool
+    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, mode: str | None, explained: list[SiteReport] | None
 ) -> tuple["_Graph", Callable[..., Any]]:
     """The graph and its code; the rest runs eagerly where Inductor lacks a compiler."""
     eager = replace(options, rest="eager")
@@ -134,8 +134,11 @@ def _say(graph: "_Graph") -> None:
 class _Graph:
     """One graph that Dynamo captured, compiled whole or in regions."""
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, mode: str | None, explained: bool) -> None:
-        self.gm, self.inputs, self.options, self.mode, self.explained = gm, list(inputs), options, mode, explained
+    def __init__(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, mode: str | None, explained: list[SiteReport] | None
+    ) -> None:
+        self.gm, self.inputs, self.options, self.mode, self.explained = gm, list(inputs), options, mode, explained is not None
+        self.also = record if explained is None else explained.extend
         self.number = next(_numbers)
         self.constants = dynamo_constants(gm, inputs)
         self.rows: list[SiteReport] = []
@@ -232,6 +235,7 @@ class _Graph:
             busy=busy,
             hold=hold,
             explained=self.explained,
+            also=self.also,
             verified=self.verified,
         )
 

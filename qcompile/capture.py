@@ -66,9 +66,8 @@ def resolve(desc: Any, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> Con
         return Constant(desc.target, tensor, desc.target.rpartition(".")[0]) if isinstance(tensor, Tensor) else None
     if kind == "SubclassGetAttrAOTInput":
         base = resolve(desc.base, gm, outer)
-        inner = getattr(base.tensor, desc.attr, None) if base is not None else None
-        known = base is not None and isinstance(inner, Tensor)
-        return Constant(f"{base.path}.{desc.attr}", inner, base.module) if known else None
+        inner = None if base is None else getattr(base.tensor, desc.attr, None)
+        return Constant(f"{base.path}.{desc.attr}", inner, base.layer) if base is not None and isinstance(inner, Tensor) else None
     return None
 
 

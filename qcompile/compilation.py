@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import compilers, decompositions, head_start, unexplained, unseen
+from qcompile import compilers, decompositions, head_start, unexplained
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -41,6 +41,7 @@ class Compilation:
     busy       numbers of gm's inputs that others read, too, so that they are never released
     hold       release nothing before `settle`
     explained  decide only: what comes back computes nothing
+    also       gets rows of layers that run this code later
     verified   what was proven about kernels in other parts of the same graph
     """
 
@@ -55,10 +56,11 @@ class Compilation:
         busy: set[int] | None = None,
         hold: bool = False,
         explained: bool = False,
+        also: Callable[[list[SiteReport]], None] = record,
         verified: dict[Any, Verdict] | None = None,
     ) -> None:
         self.gm, self.outer, self.options, self.number, self.dump = gm, outer, options, number, dump
-        self.busy, self.hold, self.explained = busy or set(), hold, explained
+        self.busy, self.hold, self.explained, self.also = busy or set(), hold, explained, also
         self.verified = {} if verified is None else verified
         self.rows: list[SiteReport] = []
         self.writes: list[int] = []
@@ -233,7 +235,7 @@ class Compilation:
         watched = {node: position[node] for node in raw}
         self._descriptions = [node.meta.get("desc") for node in raw]
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
-        again = partial(_record_again, rows, [id(state.constants[node].tensor) for node in raw], self.number)
+        again = partial(_served_too, rows, [id(state.constants[node].tensor) for node in raw], self.number, self.also)
         runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, again)
         runner.begin([state.constants[node] for node in raw], [item.tensor for item in folded], release=not self.hold)
         self._packer = runner
@@ -256,13 +258,19 @@ def _unfinished(_: list[Any]) -> Any:
     raise AssertionError("called before it was compiled")
 
 
-def _record_again(rows: Sequence[SiteReport], mine: Sequence[int], number: int, sets: int, theirs: Sequence[Tensor]) -> None:
+def _served_too(
+    rows: Sequence[SiteReport],
+    mine: Sequence[int],
+    number: int,
+    also: Callable[[list[SiteReport]], None],
+    sets: int,
+    theirs: Sequence[Tensor],
+) -> None:
     """Rows of layers that run code compiled for others. mine: ids of the tensors it was compiled for, theirs: what runs instead."""
     try:
-        unseen.saw(theirs)
         places = places_now()
         same = dict(zip(mine, theirs, strict=True))
-        record([_row_again(row, same.get(row.identity), places, number, sets) for row in rows])  # type: ignore[call-overload]
+        also([_row_again(row, same.get(row.identity), places, number, sets) for row in rows])  # type: ignore[call-overload]
     except Exception:  # what is written about a call must not stop it
         log.warning("graph %d: a report about layers that run its code could not be made", number, exc_info=True)
 

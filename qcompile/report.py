@@ -191,16 +191,32 @@ def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
     key: tells apart layers of two models that have the same path, where the sites carry no identity.
     """
     with _lock:
-        met: dict[Hashable, int] = {}
-        for site in sites:
-            layer = (key, site.module) if site.identity is None else (site.identity, site.format in OTHER_FORMATS)
-            # A layer that is called twice in one graph has two rows.
-            met[layer] = met.get(layer, 0) + 1
-            rows = _rows.setdefault((*layer, met[layer]), {})
-            for graph in _gone & rows.keys():
-                del rows[graph]
-            rows.pop(site.graph, None)
-            rows[site.graph] = site
+        _add(_rows, sites, key)
+
+
+def _add(rows: dict[Hashable, dict[int, SiteReport]], sites: Iterable[SiteReport], key: Hashable) -> None:
+    met: dict[Hashable, int] = {}
+    for site in sites:
+        layer = (key, site.module) if site.identity is None else (site.identity, site.format in OTHER_FORMATS)
+        # A layer that is called twice in one graph has two rows.
+        met[layer] = met.get(layer, 0) + 1
+        graphs = rows.setdefault((*layer, met[layer]), {})
+        for graph in _gone & graphs.keys():
+            del graphs[graph]
+        graphs.pop(site.graph, None)
+        graphs[site.graph] = site
+
+
+def gathered(sites: Iterable[SiteReport]) -> list[SiteReport]:
+    """Rows of several graphs of one model as one row for each layer, without keeping them."""
+    graphs: dict[int, list[SiteReport]] = {}
+    for site in sites:
+        graphs.setdefault(site.graph, []).append(site)
+    rows: dict[Hashable, dict[int, SiteReport]] = {}
+    with _lock:
+        for given in graphs.values():
+            _add(rows, given, None)
+        return [_merged(row) for row in rows.values()]
 
 
 def retire(graph: int) -> None:

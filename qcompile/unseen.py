@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def watch(model: nn.Module) -> None:
 
 
 def saw(tensors: Iterable[Tensor]) -> None:
-    """These are constants of a graph, or took the places of constants in one."""
+    """These are constants of a graph."""
     with _lock:
         _seen.update(map(id, tensors))
 
@@ -45,15 +45,16 @@ def rows(given: Sequence[SiteReport]) -> list[SiteReport]:
     with _lock:
         models = [model for known in _compiled if (model := known()) is not None]
         seen = _seen | {row.identity for row in given if isinstance(row.identity, int)}
-    found: dict[int, SiteReport] = {}
+    found: dict[Hashable, SiteReport] = {}
     for model in models:
         if any(id(tensor) in seen for tensor in (*model.parameters(), *model.buffers())):
-            found = {**_of_model(model, seen, given), **found}
+            found = {**{row.identity: row for row in of_model(model, seen, given)}, **found}
     return list(found.values())
 
 
-def _of_model(model: nn.Module, seen: set[int], given: Sequence[SiteReport]) -> dict[int, SiteReport]:
-    found: dict[int, SiteReport] = {}
+def of_model(model: nn.Module, seen: Collection[int], given: Sequence[SiteReport]) -> list[SiteReport]:
+    """Those rows for one model. seen: ids of tensors that are constants of graphs."""
+    found: list[SiteReport] = []
     named = {row.module for row in given}
     # Dynamo runs code that fits again for another layer, and asks no back end. Only of packed weights do we hear then.
     packed = {row.module for row in given if row.kernel is not None}
@@ -73,7 +74,7 @@ def _of_model(model: nn.Module, seen: set[int], given: Sequence[SiteReport]) -> 
         other = alike.get(_looks(module))
         again = "" if other is None else f" of its own; it may run what was compiled for {other}"
         reason = f"its code did not come into any compiled graph{again}"
-        found[id(weight)] = SiteReport(module=path, declined=reason, identity=id(weight))
+        found.append(SiteReport(module=path, declined=reason, identity=id(weight)))
     return found
 
 

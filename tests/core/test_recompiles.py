@@ -62,8 +62,9 @@ def test_limit_of_the_users_own_is_kept(limit: int) -> None:
     assert counters["stats"]["unique_graphs"] == limit
     assert len(said) == 1
     torch._dynamo.reset()
-    run = torch.compile(Counting(1).eval(), backend="qcompile", options=OPTIONS, recompile_limit=limit)
-    kinds_of_call(run, 3)
+    model = Counting(1).eval()
+    model.compile(backend="qcompile", options=OPTIONS, recompile_limit=limit)
+    kinds_of_call(model, 3)
     assert bool(qcompile.report().notes) == (limit == 2)
 
 

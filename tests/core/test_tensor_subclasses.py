@@ -33,12 +33,15 @@ def test_all_linears_of_a_llama_are_served() -> None:
 
 def test_a_part_of_the_graph_that_keeps_them_is_mentioned() -> None:
     class Table(nn.Module):
+        weight: int8_rows.Int8Rows
+
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(int8_rows.Int8Rows.of(torch.randn(32, 32)), requires_grad=False)
+            weight = int8_rows.Int8Rows.of(torch.randn(32, 32))
+            self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch._int_mm(x.to(torch.int8), self.weight.codes.t()) * self.weight.scale
+            return torch.ops.aten._int_mm(x.to(torch.int8), self.weight.codes.t()) * self.weight.scale
 
     with torch.no_grad(), pytest.warns(UserWarning, match="aten::_int_mm"):
         compiled(nn.Sequential(Table()))(torch.randn(32, 32) * 10)

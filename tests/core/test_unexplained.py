@@ -57,7 +57,7 @@ def integers(fc: Any, x: Tensor) -> Tensor:
     """W8A8 as torchao and Quark compute it."""
     scale = x.abs().amax(-1, keepdim=True) / 127
     rounded = torch.round(x / scale).to(torch.int8)
-    return torch._int_mm(rounded, fc.codes.t()).to(x.dtype) * scale * fc.scale.t()
+    return torch.ops.aten._int_mm(rounded, fc.codes.t()).to(x.dtype) * scale * fc.scale.t()
 
 
 def convolution(fc: Any, x: Tensor) -> Tensor:
@@ -152,9 +152,8 @@ def test_tables_masks_and_pictures_are_no_quantized_weights(forward: Forward, dt
 class Eager(Layer):
     """Dynamo leaves it out."""
 
-    @torch._dynamo.disable
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+        return torch._dynamo.disable(super().forward)(x)
 
 
 def test_layers_that_come_into_no_graph_are_listed_once_the_model_ran() -> None:
@@ -171,6 +170,14 @@ def test_code_compiled_for_another_layer_may_run_one_that_is_left_as_it_was() ->
     rows, _ = rows_of(model, torch.randn(2, 32))
     assert [row.module for row in rows] == ["layers.0.fc", "layers.1.fc"]
     assert "it may run what was compiled for layers.0.fc" in rows[1].declined
+
+
+def test_explain_lists_them_too() -> None:
+    rows = qcompile.explain(nn.Sequential(Layer(), Eager()).eval(), torch.randn(2, 32)).sites
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("0", True), ("1", False)]
+    rows = qcompile.explain(Broken(2).eval(), torch.randn(2, 32)).sites
+    assert [(row.module, bool(row.kernel)) for row in rows] == [("layers.0", True), ("layers.1", True)]
+    assert not qcompile.report().sites
 
 
 def test_layers_that_share_code_are_counted_once_however_often_they_are_compiled() -> None:

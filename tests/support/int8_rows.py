@@ -15,7 +15,6 @@ class Int8Rows(Tensor):
     codes: Tensor
     scale: Tensor
 
-    @staticmethod
     def __new__(cls, codes: Tensor, scale: Tensor) -> "Int8Rows":
         return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
 
@@ -41,19 +40,22 @@ class Int8Rows(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.linear:
-            x, weight, *bias = (*args, *(kwargs or {}).values())
-            rows = x.reshape(-1, x.shape[-1])
-            product = torch.mm(rows, weight.codes.t().to(x.dtype)) * weight.scale
-            result = product.reshape(*x.shape[:-1], product.shape[-1])
-            return result + bias[0] if bias and bias[0] is not None else result
+            return _linear(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in (aten.detach.default, aten.alias.default, aten.clone.default):
             return Int8Rows(func(args[0].codes), func(args[0].scale))
         raise NotImplementedError(f"{func} of Int8Rows")
+
+
+def _linear(x: Tensor, weight: Int8Rows, bias: Tensor | None = None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    product = torch.mm(rows, weight.codes.t().to(x.dtype)) * weight.scale
+    result = product.reshape(*x.shape[:-1], product.shape[-1])
+    return result if bias is None else result + bias
 
 
 def quantize(model: nn.Module) -> nn.Module:
