@@ -69,7 +69,7 @@ def test_what_is_developed_with_is_in_the_ranges() -> None:
         assert name not in versions.TRIED or versions.untried(name, version) == ""
     default = re.search(r"^TORCH \?= (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert default is not None and versions.untried("torch", default[1]) == ""
-    assert versions.untried("torch") == "" and torch.__version__ == versions.installed("torch")
+    assert versions.untried("torch") == "" and torch.__version__.startswith(versions.installed("torch"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ print("ran", "qcompile.backend" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("first", ["import qcompile", "import qcompile.backend", "import qcompile; torch._dynamo.list_backends()"])
+@pytest.mark.parametrize("first", ["import qcompile", "import qcompile; torch._dynamo.list_backends()"])
 def test_the_name_of_the_back_end_needs_no_entry_point(first: str) -> None:
     done = subprocess.run([sys.executable, "-c", NAMED.format(first=first)], check=False, capture_output=True, text=True)
     assert done.stdout.strip() == "ran True", done.stderr
