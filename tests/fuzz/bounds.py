@@ -117,7 +117,8 @@ class Bounds:
         if name == "div":
             return torch.as_tensor((ea + abs(a / b) * eb) / (abs(b) - eb).clamp(min=0) if isinstance(b, Tensor) else ea / abs(b))
         if name in ("add", "sub"):
-            return torch.as_tensor(ea + eb * abs(float(node.kwargs.get("alpha", 1))))  # type: ignore[arg-type]
+            factor: Any = node.kwargs.get("alpha", 1)
+            return torch.as_tensor(ea + eb * abs(factor))
         if name == "round":
             return torch.as_tensor(ea) * 0 + ROUNDED
         if name == "amax":
