@@ -21,7 +21,7 @@ from qcompile.graph import Constant
 from qcompile.options import resolve
 from qcompile.report import SiteReport, report
 
-OPTIONS = {"rest": "eager", "measure": False}
+OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried
 INTERNAL = "compiled unchanged"  # how a row begins that tells of an error of our own
 
