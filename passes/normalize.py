@@ -121,6 +121,8 @@ def _addmm(node: fx.Node, constant: set[fx.Node]) -> Callable[[_Emit], fx.Node] 
         plain and right in constant and value(added).dim() <= 1
     ):
         return None
+    if alpha != 1 and value(node).dtype is torch.float16:
+        return None  # the product alone may overflow, or be a subnormal, where the scaled one is an ordinary number
     product = aten.mm.default if node.target is aten.addmm.default else aten.bmm.default
 
     def emit(call: _Emit) -> fx.Node:

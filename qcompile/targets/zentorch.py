@@ -83,6 +83,8 @@ def refuses_woq(site: Site) -> Reasons:
         (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
         (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
         (site.k % 8 == 0, f"takes K in multiples of 8, got K={site.k}"),
+        # With odd groups it reads scales from elsewhere: wrong numbers or a crash (zentorch 2.13.0.2).
+        (site.group % 2 == 0, f"takes groups of an even number of values, got {site.group}"),
         (site.dtype == torch.bfloat16, f"takes bfloat16 activations, got {site.dtype}"),
         (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
     )

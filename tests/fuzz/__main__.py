@@ -115,7 +115,7 @@ class Run:
         )
         seconds = time.monotonic() - self.begun
         print(
-            f"{self.generator} {when}: {sum(self.counts.values())} cases, {self.seeds} seeds, {seconds:.0f} s: {numbers}",
+            f"{self.name} {when}: {sum(self.counts.values())} cases, {self.seeds} seeds, {seconds:.0f} s: {numbers}",
             flush=True,
         )
 

@@ -3,7 +3,8 @@
 A weight that is read as (code - zero) * scale may differ from the dense one by its rounding, so a product sum(x * w) may be off by
 PRODUCT units of sum(|x| * |w|), a unit being 2^-(significant bits) of the coarsest dtype on the way. Each later operation rounds
 once more in both computations, and carries the error on. Where the sum itself overflows although weight and x are finite, nothing
-is compared: eager's sum in 16 bits may overflow where a better one does not. Where x or the weight is not finite, the same places
+is compared: eager's sum in 16 bits may overflow where a better one does not, and sums of whole numbers times a scale of 1e34 where
+eager's does not. Where x or the weight is not finite, the same places
 of the results must not be finite either.
 """
 
@@ -67,7 +68,8 @@ class Bounds:
             elif node.op == "call_function":
                 self.env[node] = self._call(node)
         self.moving = [node for node in gm.graph.nodes if node in moving and node.op == "call_function"]
-        self.results: tuple[fx.Node, ...] = tuple(next(iter(gm.graph.find_nodes(op="output"))).args[0])  # type: ignore[arg-type]
+        self.results: tuple[fx.Node, ...] = tuple(next(iter(gm.graph.find_nodes(op="output"))).args[0])
+        self.stepped: set[fx.Node] = set()  # what comes from values rounded to whole steps
         self.widest: dict[fx.Node, float] = {}  # of results: a float32 one of a bfloat16 product may come in bfloat16
         self.units = {node: self._coarsest(value) for node, value in self.env.items() if isinstance(value, Tensor)}
 
@@ -90,6 +92,8 @@ class Bounds:
         return torch.zeros(value.shape, dtype=torch.float64) if isinstance(value, Tensor) else value
 
     def _error(self, node: fx.Node, value: Any) -> Any:
+        if "round" in str(node.target) or any(item in self.stepped for item in node.all_input_nodes):
+            self.stepped.add(node)
         packet = getattr(node.target, "overloadpacket", node.target)
         name = packet.__name__  # type: ignore[union-attr]
         if name == "getitem":
@@ -117,7 +121,8 @@ class Bounds:
         if name == "div":
             return torch.as_tensor((ea + abs(a / b) * eb) / (abs(b) - eb).clamp(min=0) if isinstance(b, Tensor) else ea / abs(b))
         if name in ("add", "sub"):
-            return torch.as_tensor(ea + eb * abs(float(node.kwargs.get("alpha", 1))))  # type: ignore[arg-type]
+            factor: Any = node.kwargs.get("alpha", 1)
+            return torch.as_tensor(ea + eb * abs(factor))
         if name == "round":
             return torch.as_tensor(ea) * 0 + ROUNDED
         if name == "amax":
@@ -143,6 +148,8 @@ class Bounds:
             error = error + a @ eb.nan_to_num(0.0, float("inf"), 0.0)
         tiny = SPACING[torch.float32] * (a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1))
         overflow = finite & ~self.env[node].isfinite()
+        if any(item in self.stepped for item in node.all_input_nodes):
+            overflow |= finite & (_most_of_codes(a, b, left=operands[0] in self.errors) >= torch.finfo(torch.float32).max)
         return torch.where(overflow, float("inf"), torch.where(finite, (error + tiny) * scale + bias, 0.0))
 
     def _coarsest(self, value: Tensor) -> float:
@@ -156,6 +163,11 @@ class Bounds:
 
 def _largest(item: Tensor, dim: int) -> Tensor:
     return item.amax(dim, keepdim=True).expand(item.shape)
+
+
+def _most_of_codes(a: Tensor, b: Tensor, *, left: bool) -> Tensor:
+    """The largest sum of whole-number codes of x times the weight: kernels multiply by the step of x behind the weight's scale."""
+    return (torch.full_like(a, 128.0) @ b) if left else (a @ torch.full_like(b, 128.0))
 
 
 def compare(pairs: Sequence[tuple[Tensor, Tensor]], ours: Sequence[Tensor], name: Callable[[int], str]) -> str:

@@ -12,9 +12,11 @@ from fuzz import Outcome, contents
 from fuzz.chains import ROWS, random_shape, write
 from fuzz.near_misses import near_miss
 from fuzz.programs import Body, DoesNotRunError, Program, layer
-from fuzz.trial import Trial, capture
+from fuzz.trial import Trial, WholeTrial, capture
+from qcompile.graph import LOW_BIT
 
 SHARE_OF_NEAR_MISSES = 0.3
+SHARE_OF_WHOLE_COMPILES = 0.03
 ROUNDS = 3  # how often a captured graph is compiled, each time with other constants
 Remade = Callable[[str, Random], tuple[Tensor, str]]
 
@@ -25,7 +27,10 @@ def case(seed: int, folder: Path | None = None) -> Outcome:
     rng = Random(seed)
     text, served, rounds = "", False, 0
     try:
-        gm, inputs, names, text, remade, cancelled = _near_miss(rng) if rng.random() < SHARE_OF_NEAR_MISSES else _random(rng)
+        kind = rng.random()
+        if kind > 1 - SHARE_OF_WHOLE_COMPILES:
+            return _whole(rng)
+        gm, inputs, names, text, remade, cancelled = _near_miss(rng) if kind < SHARE_OF_NEAR_MISSES else _random(rng)
         words = ""
         for rounds in range(1, ROUNDS + 1):
             # What was proven for the first constants is remembered when the others come.
@@ -40,6 +45,24 @@ def case(seed: int, folder: Path | None = None) -> Outcome:
     except Exception:
         return Outcome("crash", f"{traceback.format_exc(limit=-6)}\n{text}", max(rounds, 1))
     return Outcome("right" if served else "declined", "", rounds)
+
+
+def _whole(rng: Random) -> Outcome:
+    """A program through torch.compile, as users do it, and again after its weights changed."""
+    program = random_program(rng)
+    inputs, names = [program.x, *program.tensors()], ["x", *program.names()]
+    gm = capture(program.function(), inputs)
+    try:
+        trial = WholeTrial(gm, program.function(), inputs, names, cancelled=_cancels(program))
+        wrong = judge(trial, rng, _remade(program))
+    except Exception:
+        return Outcome("crash", f"torch.compile: {traceback.format_exc(limit=-6)}\n{program.describe()}")
+    if wrong:
+        return Outcome("crash" if wrong.startswith("inside") else "wrong", f"torch.compile: {wrong}\n{program.describe()}")
+    silent = not trial.rows and any(tensor.dtype in LOW_BIT for tensor in program.tensors())
+    if silent:
+        return Outcome("silent", f"torch.compile: no row of the report explains a low-bit constant\n{program.describe()}")
+    return Outcome("right" if trial.served() else "declined")
 
 
 def _near_miss(rng: Random) -> tuple[fx.GraphModule, list[Tensor], list[str], str, Remade, bool]:

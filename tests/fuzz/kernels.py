@@ -29,8 +29,8 @@ from torch import Tensor
 import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
-from qcompile.kernels import Kernel, Site, kernels, site_of
-from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
+from qcompile.kernels import Site, kernels, site_of
+from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight
 from qcompile.platform import platform
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
@@ -341,8 +341,5 @@ def _half_steps(problem: Problem, x: Tensor) -> Tensor:
     ordered = x.double() if perm is None else x.double()[:, perm]
     group = a8_group(problem.site())
     largest = ordered.abs().nan_to_num(0.0, 0.0, 0.0).unflatten(1, (-1, group)).amax(-1)
-    steps = (largest / 127 * 0.501).repeat_interleave(group, 1)
+    steps: Tensor = (largest / 127 * 0.501).repeat_interleave(group, 1)
     return steps if perm is None else steps[:, torch.argsort(perm)]
-
-
-__all__ = ["Kernel", "Operands", "case", "random_problem", "runs"]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -14,9 +15,18 @@ from fuzz.bounds import Bounds, compare
 from fuzz.near_misses import near_miss
 from fuzz.trial import capture
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 
-GRAPH_SEEDS, KERNEL_SEEDS, AT_A_TIME = 40, 24, 8
+GRAPH_SEEDS, KERNEL_SEEDS, AT_A_TIME = 48, 8, 8
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of small tensors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("first", range(0, GRAPH_SEEDS, AT_A_TIME))

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -19,9 +19,9 @@ from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.graph import Constant
 from qcompile.options import resolve
-from qcompile.report import SiteReport
+from qcompile.report import SiteReport, report
 
-OPTIONS = {"rest": "eager", "measure": False}
+OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried
 INTERNAL = "compiled unchanged"  # how a row begins that tells of an error of our own
 
@@ -108,3 +108,42 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+class Whole(nn.Module):
+    """function(x, *constants) as a module that holds the constants: what users compile."""
+
+    def __init__(self, function: Callable[..., Any], constants: Sequence[Tensor], names: Sequence[str]) -> None:
+        super().__init__()
+        self.function, self.names = function, list(names)
+        for name, tensor in zip(names, constants, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *(getattr(self, name) for name in self.names))
+
+
+class WholeTrial(Trial):
+    """As Trial, through torch.compile with all that belongs to it."""
+
+    def __init__(
+        self, gm: fx.GraphModule, function: Callable[..., Any], inputs: Sequence[Tensor], names: Sequence[str], *, cancelled: bool
+    ) -> None:
+        self.inputs, self.names, self.cancelled = list(inputs), list(names), cancelled
+        self.plain = fx.GraphModule(gm, _copy(gm.graph))
+        torch._dynamo.reset()
+        self.model = Whole(function, inputs[1:], names[1:]).eval()
+        self.compiled = torch.compile(self.model, backend="qcompile", options=OPTIONS)
+        self.ours(inputs[0])
+        self.found = list(report().sites)
+
+    @property
+    def rows(self) -> list[SiteReport]:
+        return self.found
+
+    def ours(self, x: Tensor) -> list[Tensor]:
+        for name, tensor in zip(self.names[1:], self.inputs[1:], strict=True):
+            if getattr(self.model, name) is not tensor:
+                setattr(self.model, name, tensor)
+        with torch.no_grad(), _quiet():
+            return list(self.compiled(x))
