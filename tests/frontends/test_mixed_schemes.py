@@ -9,9 +9,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support.checkpoints import float_model, llama_config, token_ids
+from torch._dynamo.exc import BackendCompilerFailed
 
 import qcompile
-from qcompile.errors import CheckpointError, UnservedError, UnsupportedSchemeError
+from qcompile.errors import CheckpointError, UnsupportedSchemeError
 from qcompile.frontends import prepare, prepared_notes
 from qcompile.frontends.linear import ByteLinear, PackedLinear
 from qcompile.frontends.quantize import _set_weight_parameters
@@ -101,7 +102,7 @@ def test_the_report_has_a_row_with_the_reason(tmp_path: Path) -> None:
     assert len(rows) == 1
     assert "float-quantized" in rows[0].declined
     torch._dynamo.reset()
-    with pytest.raises(UnservedError, match=r"model\.layers\.0\.mlp\.down_proj: scheme"):
+    with pytest.raises(BackendCompilerFailed, match=r"model\.layers\.0\.mlp\.down_proj: scheme"):
         logits(qcompile.compile(qcompile.load(tmp_path), rest="eager", measure=False, fallback="error"))
 
 
