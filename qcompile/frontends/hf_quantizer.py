@@ -109,7 +109,7 @@ class Quantizer(Base):  # type: ignore[misc]
         for path in session.foreign:
             foreign.settle(model.get_submodule(path), path, session.dtypes[path])
         for path, count in session.merged.items():
-            notes.decline(model.get_submodule(path), declined(path, count, session))
+            notes.decline(model.get_submodule(path), declined(count, session))
         notes.register(model)
         return model
 

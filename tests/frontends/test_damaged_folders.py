@@ -169,7 +169,7 @@ def test_orders_that_are_none(folder: Callable[[str], Path]) -> None:
     ):
         changed = g_idx.clone()
         changed[place] = value
-        edit(path, lambda tensors, changed=changed: tensors.update({name: changed}))
+        become(path, {**load_file(path / "model.safetensors"), name: changed})
         need_error(path, re.escape(name), message)
     edit(path, lambda tensors: tensors.update({name: g_idx}))
     edit_entry(path, lambda entry: entry.update(desc_act=False))

@@ -24,8 +24,9 @@ import qcompile
 from fuzz import Outcome
 from qcompile.errors import QCompileError
 
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
+logging: Any = transformers.utils.logging
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 SMALL: dict[str, Any] = {
     "num_hidden_layers": 1,
