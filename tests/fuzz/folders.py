@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 WEIGHTS = "model.safetensors"
+PLACE = TemporaryDirectory(prefix="qcompile-whole-")  # until the process ends
 INDEX = "model.safetensors.index.json"
 
 
@@ -62,7 +63,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 @cache
 def whole(kind: str) -> tuple[Path, Tensor]:
     """An undamaged folder of that kind, made once a process, and its logits."""
-    folder = Path(mkdtemp(prefix="qcompile-whole-"))
+    folder = Path(PLACE.name) / kind
     KINDS[kind](folder)
     return folder, logits(folder)
 
