@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def prepare(model: Model) -> Model:
     """Make a quantized model's dequantization visible to torch.compile, in place, and return the model.
 
-    Harmless where there is nothing to do, and idempotent. UnsupportedSchemeError names a scheme that is not known, and the way out.
+    Harmless where there is nothing to do, and idempotent. A layer that cannot be served stays right, and the report says why.
     """
     from qcompile.frontends import prepare as front_door  # noqa: PLC0415 - the front doors import transformers' libraries
 

@@ -43,7 +43,7 @@ def _plan(path: str, module: Any, structure: Structure, known: dict[type, bool])
     """What becomes of one layer; None if it stays as it is."""
     if grouped.of_library(module):
         if not grouped.in_checkpoint_order(module):
-            grouped.left_in_kernels_order(module, "awq", 4, structure.n, structure.k)
+            grouped.left_in_kernels_order(module, "awq", structure.n, structure.k)
             return None
         return module, path, structure, ""
     x = grouped.probe(module, structure.k)
@@ -53,7 +53,7 @@ def _plan(path: str, module: Any, structure: Structure, known: dict[type, bool])
     if expected is None or not grouped.agreement(
         module, structure, (getattr(module, "qzeros", None) is not None, False), x, expected
     ):
-        notes.decline(module, notes.Declined(DISAGREES, "awq", 4, structure.n, structure.k))
+        notes.decline(module, notes.Declined(DISAGREES, "awq", structure.n, structure.k))
         return None
     return module, path, structure, "read as AWQ in gemm order, which its own forward confirms"
 

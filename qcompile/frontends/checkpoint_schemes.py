@@ -1,7 +1,7 @@
 """Reads the `quantization_config` of a config.json: which method, and for compressed-tensors which scheme a layer has."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +80,7 @@ def promises(entry: Mapping[str, Any], path: str, class_name: str = "Linear") ->
 
 
 # How a target can name a layer, the closest way first.
-_WAYS = (
+_WAYS: tuple[Callable[[str, str, str], bool], ...] = (
     lambda target, path, _: target == path,
     lambda target, path, _: path.endswith(f".{target}"),
     lambda target, path, _: target.startswith("re:") and re.match(target.removeprefix("re:"), path) is not None,

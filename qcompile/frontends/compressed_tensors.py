@@ -90,18 +90,18 @@ def prepare(model: nn.Module, strict: bool = False) -> None:
 def _made_dense(module: Any, why: str) -> bool:
     """Have the library decompress one layer, and note it; False if the library cannot, which leaves the layer as it was."""
     scheme = module.__dict__["quantization_scheme"]
-    sizes = {"format": f"compressed-tensors {_text(scheme.format)}", "bits": int(scheme.weights.num_bits or 0)}
-    sizes |= {"n": int(getattr(module, "out_features", 0)), "k": int(getattr(module, "in_features", 0))}
+    form = f"compressed-tensors {_text(scheme.format)}"
+    n, k = int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0))
     try:
         import_module("compressed_tensors.compressors").decompress_module(module)
     except Exception as error:  # whatever the library says about a layer that it made itself
         failed = f"left as it was, because compressed-tensors cannot decompress it ({type(error).__name__}: {error})"
-        notes.decline(module, notes.Declined(f"{why}; {failed}"[:400], **sizes))
+        notes.decline(module, notes.Declined(f"{why}; {failed}"[:400], form, n, k))
         return False
     if scheme.input_activations is None and scheme.output_activations is None:
         module.__dict__.pop("forward", None)  # a wrapper that has nothing to do any more
     text = why if why == NO_LINEAR else f"{why}; made dense by compressed-tensors"
-    notes.decline(module, notes.Declined(text, **sizes))
+    notes.decline(module, notes.Declined(text, form, n, k))
     return True
 
 

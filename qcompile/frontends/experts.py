@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
-from qcompile.frontends.checkpoint_schemes import group_of, scheme_of
+from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.frontends.product import Structure
@@ -75,15 +75,13 @@ class DequantizeMerged(ConversionOps):
         return parts["weight"]
 
 
-def declined(path: str, count: int, session: Session) -> Declined:
+def declined(count: int, session: Session) -> Declined:
     """What the report says about a module that holds so many layers that were quantized."""
     entry = session.entry or {}
-    group = group_of(entry, f"{path}.0") or {}
-    bits = int(entry.get("bits") or (group.get("weights") or {}).get("num_bits") or 0)
     why = f"{count} quantized layers that transformers keeps in one tensor, for which there is no kernel: made dense while loading"
     if session.version_note:
         why = f"{why}; {session.version_note}"
-    return Declined(why, str(entry["quant_method"]), bits)
+    return Declined(why, str(entry["quant_method"]))
 
 
 def version_of_merged(merged: Mapping[str, list[str]], session: Session) -> None:

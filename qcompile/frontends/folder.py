@@ -169,7 +169,9 @@ def _entry(file: str, name: str, item: object, length: int) -> StoredTensor:
 
     if not isinstance(item, dict):
         wrong("header", "an object")
-    code, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
+    code: Any = item.get("dtype")
+    shape: Any = item.get("shape")
+    offsets: Any = item.get("data_offsets")
     if not isinstance(code, str) or code not in DTYPES:
         wrong("dtype", f"one of {', '.join(DTYPES)}")
     if not _counts(shape):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompile.errors import CONFIG_WAY_OUT, CheckpointError, UnsupportedSchemeError
+from qcompile.errors import CONFIG_WAY_OUT, CheckpointError, UnsupportedSchemeError, WeightError
+from qcompile.frontends.completeness import Stored
 from qcompile.frontends.compressed_tensors import KNOWN_SCHEMES
 
 WAY_OUT = "Install compressed-tensors (pip install compressed-tensors), which makes such layers dense, or leave them out."
@@ -42,10 +43,53 @@ def attach(module: nn.Module, scheme: Any) -> None:
         import_module("compressed_tensors.quantization.lifecycle.forward").set_forward_quantized(module)
 
 
+def sizes(module: Any) -> tuple[int, int]:
+    """[N, K] of a Linear's weight, or of an embedding's table."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return int(module.num_embeddings), int(module.embedding_dim)
+
+
+def need_parts(path: str, n: int, k: int, parts: Stored, scheme: Any) -> None:
+    """WeightError unless the scales are there that the scheme has, those of the weight in its shape."""
+    weights = scheme.weights
+    found, group = parts.get("weight_scale"), int(weights.group_size or 0)
+    rows, columns = weights.block_structure or (1, 1)
+    grids: dict[str, tuple[tuple[int, ...], ...]] = {
+        "tensor": ((1,), ()),
+        "channel": ((n, 1), (n,)),
+        "group": ((n, -(-k // max(group, 1))),),
+        "tensor_group": ((n, -(-k // max(group, 1))),),
+        "block": ((-(-n // rows), -(-k // columns)),),
+    }
+    shapes = grids.get(str(weights.strategy), ())
+    if found is None or found.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes) or "a tensor"
+        raise WeightError(f"{path}.weight_scale", f"{expected}, as the scheme has", str(found or "nothing"))
+    for part, given in (("input", scheme.input_activations), ("output", scheme.output_activations)):
+        if given is None or given.dynamic is True:
+            continue
+        name = f"{part}_global_scale" if given.dynamic else f"{part}_scale"
+        if name not in parts:
+            raise WeightError(f"{path}.{name}", "a tensor of that name, which the scheme has", "nothing")
+
+
 def settle(module: Any, path: str, dtype: torch.dtype) -> None:
-    """After the library made the layer dense: its weight in the model's dtype. UnsupportedSchemeError if it could not."""
+    """After the library made the layer dense: its weight in the model's dtype. UnsupportedSchemeError if it could not, or if it
+    cannot run the layer.
+    """
     weight = module._parameters.get("weight")
-    if weight is None or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
-        known = ["schemes that compressed-tensors decompresses"]
-        raise UnsupportedSchemeError(path, "that compressed-tensors cannot decompress", known, "Load the model without this layer.")
+    shape = sizes(module)
+    if weight is None or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2 or tuple(weight.shape) != shape:
+        raise _cannot(path, f"it gives {'nothing' if weight is None else f'{weight.dtype} {list(weight.shape)}'}")
     module.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, shape[1], dtype=dtype) if isinstance(module, nn.Linear) else torch.zeros(1, dtype=torch.int64))
+    except Exception as error:  # whatever the library says about a layer that it made itself
+        raise _cannot(path, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _cannot(path: str, why: str) -> UnsupportedSchemeError:
+    known = ["schemes that compressed-tensors decompresses"]
+    return UnsupportedSchemeError(path, f"that compressed-tensors cannot decompress ({why})", known, "Load it without this layer.")

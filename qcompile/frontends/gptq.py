@@ -88,7 +88,7 @@ def _plan(layer: Layer, stored: tuple[int, int] | None, version: int, why: str, 
     note = why if said is None else f"zero points read as version {said}, as the module says"
     if grouped.of_library(module):
         if not grouped.in_checkpoint_order(module):
-            grouped.left_in_kernels_order(module, "gptq", shape.bits, shape.n, shape.k)
+            grouped.left_in_kernels_order(module, "gptq", shape.n, shape.k)
             return None
         structure, used = reading(path, module, shape, stored, here)
         return module, path, structure, used, note
@@ -97,7 +97,7 @@ def _plan(layer: Layer, stored: tuple[int, int] | None, version: int, why: str, 
         return None
     chosen = by_own_forward(module, path, shape, stored, x)
     if chosen is None:
-        notes.decline(module, notes.Declined(DISAGREES, "gptq", shape.bits, shape.n, shape.k))
+        notes.decline(module, notes.Declined(DISAGREES, "gptq", shape.n, shape.k))
         return None
     return module, path, *chosen
 

@@ -56,9 +56,9 @@ def left_as_it_is(module: nn.Module, error: QCompileError, form: str) -> None:
     notes.decline(module, notes.Declined(f"{why}: left as it is", form))
 
 
-def left_in_kernels_order(module: nn.Module, form: str, bits: int = 0, n: int = 0, k: int = 0) -> None:
+def left_in_kernels_order(module: nn.Module, form: str, n: int = 0, k: int = 0) -> None:
     why = f"{type(module).__name__} keeps its tensors in a kernel's own order: left as it is"
-    notes.decline(module, notes.Declined(why, form, bits, n, k))
+    notes.decline(module, notes.Declined(why, form, n, k))
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:

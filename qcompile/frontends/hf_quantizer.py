@@ -101,15 +101,15 @@ class Quantizer(Base):  # type: ignore[misc]
         for path in session.foreign:
             foreign.attach(_unstand(model.get_submodule(path)), session.schemes[path])
         try:
+            FRONT_DOORS[entry["quant_method"]](model, strict=True)
             if entry["quant_method"] == "gptq":
                 need_order(model, session)
-            FRONT_DOORS[entry["quant_method"]](model, strict=True)
         except WeightError as error:
             raise session.error(error) from error
         for path in session.foreign:
             foreign.settle(model.get_submodule(path), path, session.dtypes[path])
         for path, count in session.merged.items():
-            notes.decline(model.get_submodule(path), declined(path, count, session))
+            notes.decline(model.get_submodule(path), declined(count, session))
         notes.register(model)
         return model
 
@@ -150,7 +150,9 @@ def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
         _need_parts(path, parts, *compressed_tensors.parts_of(module.quantization_scheme))
     except UnsupportedSchemeError as error:
         session.foreign[path] = error.scheme
-        session.schemes[path] = foreign.library_scheme(session.folder, path, entry, group, error.scheme)
+        scheme = foreign.library_scheme(session.folder, path, entry, group, error.scheme)
+        session.schemes[path] = scheme
+        foreign.need_parts(path, *foreign.sizes(module), parts, scheme)
         del module.quantization_scheme, module.quantization_status
 
 

@@ -19,9 +19,7 @@ from qcompile.frontends.checkpoint_entry import checked
 from qcompile.frontends.checkpoint_schemes import legacy_entry
 from qcompile.frontends.folder import Headers, config_entry, headers, weight_files
 from qcompile.frontends.session import Session, loading
-
-OLDEST = (5, 20)
-WANTED = f">={OLDEST[0]}.{OLDEST[1]}"
+from qcompile.versions import TRIED
 
 
 def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "auto", **kw: Any) -> Any:
@@ -58,25 +56,15 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
 
 
 def _transformers() -> Any:
-    """transformers, if it is one whose loading this can plug into."""
+    """transformers, with the piece of ours that plugs into it; what fails with another release, the caller blames on that."""
     try:
         transformers: Any = import_module("transformers")
     except ImportError as error:
-        raise _unsupported(f"none ({error})") from error
-    found = str(transformers.__version__)
-    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
-    if numbers < OLDEST:
-        raise _unsupported(found)
-    try:
-        import_module("qcompile.frontends.hf_quantizer")
-    except ImportError as error:
-        raise _unsupported(f"{found} ({error})") from error
+        wanted = ">={}.{}".format(*TRIED["transformers"][0])
+        sentence = NEEDED_VERSION.format(what="qcompile.load", library="transformers", wanted=wanted, found=f"none ({error})")
+        raise UnsupportedVersionError(sentence) from error
+    import_module("qcompile.frontends.hf_quantizer")
     return transformers
-
-
-def _unsupported(found: str) -> UnsupportedVersionError:
-    sentence = NEEDED_VERSION.format(what="qcompile.load", library="transformers", wanted=WANTED, found=found)
-    return UnsupportedVersionError(sentence)
 
 
 def _local(path: str | PathLike[str], kw: Mapping[str, Any]) -> Path | None:

@@ -14,11 +14,10 @@ NOTE, DECLINED = "qcompile_note", "qcompile_declined"
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Why a quantized layer is not served; format, bits, n and k as in SiteReport where they are known."""
+    """Why a quantized layer is not served; format, n and k as in SiteReport where they are known."""
 
     reason: str
     format: str = ""
-    bits: int = 0
     n: int = 0
     k: int = 0
 
@@ -60,8 +59,7 @@ def declined_rows(model: nn.Module) -> list[SiteReport]:
     for path, module in model.named_modules():
         why = module.__dict__.get(DECLINED)
         if isinstance(why, Declined):
-            sizes = {"n": why.n, "k": why.k, "format": why.format, "bits": why.bits}
-            rows.append(SiteReport(module=path, declined=why.reason, **sizes))  # type: ignore[arg-type]
+            rows.append(SiteReport(module=path, format=why.format, n=why.n, k=why.k, declined=why.reason))
     return rows
 
 

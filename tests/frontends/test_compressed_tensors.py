@@ -13,10 +13,11 @@ import torch
 import transformers
 from support.checkpoints import compressed_tensors_folder, float_model, llama_config, token_ids
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounter
 
 import qcompile
-from qcompile.errors import LostWeightError, UnservedError
+from qcompile.errors import LostWeightError
 from qcompile.frontends import prepare, prepared_notes
 from qcompile.frontends.linear import ByteLinear, PackedLinear
 from qcompile.frontends.zero_points import loading_asymmetric
@@ -239,7 +240,7 @@ def test_a_layer_that_is_not_served_has_a_row_and_is_an_error_where_that_was_ask
     assert list(rows) == ["model.layers.1.mlp.up_proj"]
     assert "int4 token" in rows["model.layers.1.mlp.up_proj"].declined
     torch._dynamo.reset()
-    with pytest.raises(UnservedError, match=r"model\.layers\.1\.mlp\.up_proj: scheme"):
+    with pytest.raises(BackendCompilerFailed, match=r"model\.layers\.1\.mlp\.up_proj: scheme"):
         output(qcompile.compile(model, rest="eager", measure=False, fallback="error"), ids)
 
 

@@ -12,6 +12,7 @@ from support.checkpoints import awq_tensors, float_model, gptq_tensors, pack_wor
 from torch import Tensor
 
 import qcompile
+from qcompile.frontends import prepared_notes
 from qcompile.frontends.linear import GroupedLinear, PackedLinear
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -88,4 +89,24 @@ def test_mixtral(name: str, tmp_path: Path) -> None:
         assert torch.equal(model(ids).logits, expected(ids).logits)
     packed = [path for path, module in model.named_modules() if isinstance(module, GroupedLinear | PackedLinear)]
     assert len(packed) == 8
+    notes = prepared_notes(model)
+    experts = [path for path in notes if path.endswith("experts")]
+    assert len(experts) == 2
+    assert all(notes[path].startswith("12 quantized layers that transformers keeps in one tensor") for path in experts)
     assert torch.equal(model.model.layers[1].mlp.experts.down_proj, expected.model.layers[1].mlp.experts.down_proj)
+
+
+def test_the_report_mentions_experts_and_a_wrong_label_does_not_matter(tmp_path: Path) -> None:
+    expected = checkpoint(tmp_path, "gptq asymmetric act-order")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = qcompile.load(tmp_path)
+    ids = token_ids(model.config)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, expected(ids).logits)
+        qcompile.compile(model, rest="eager", measure=False)(ids)
+    rows = [row for row in qcompile.report().unserved if row.module.endswith("experts")]
+    assert len(rows) == 2
+    assert all("made dense while loading" in row.declined and "the label says version 1" in row.declined for row in rows)

@@ -220,7 +220,7 @@ def with_tensor(name: str, value: Tensor) -> Any:
         ("scales", torch.ones(3, N).half(), r"0\.scales: expected \[G, 48\] with G a divisor of K=64"),
         ("g_idx", torch.full((K,), 2, dtype=torch.int32), r"0\.g_idx: expected \[64\] with values 0 .. 1, got \[64\], 2 .. 2"),
         ("g_idx", torch.cat([torch.zeros(40), torch.ones(24)]).int(), r"0\.g_idx: expected 32 columns in every group"),
-        ("g_idx", torch.zeros(K + 1, dtype=torch.int32), r"0\.g_idx: expected \[64\]"),
+        ("g_idx", torch.zeros(K + 1, dtype=torch.int32), r"0\.g_idx: expected a torch.int32 tensor \[64\], got torch.int32 \[65\]"),
     ],
 )
 def test_contradictory_tensors_are_named(name: str, value: Tensor, message: str) -> None:
