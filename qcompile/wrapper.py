@@ -138,7 +138,7 @@ def _is_set(name: str, item: Any) -> bool:
 
 def mark_dynamic(result: Any, dims: Iterable[int]) -> None:
     """Tell Dynamo, which may go on with this tensor in another graph, which of its sizes change from call to call."""
-    known = getattr(result, "_dynamo_propagated_dynamic_indices", set())
+    known: set[int] = getattr(result, "_dynamo_propagated_dynamic_indices", set())
     result._dynamo_propagated_dynamic_indices = known | set(dims)
 
 

@@ -1,6 +1,7 @@
 """Linears of every spelling that read one input: joined where they are alike, whatever stands between them, and right."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,11 @@ class Together(nn.Module):
 
     def forward(self, xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
         results: list[Tensor] = []
-        for (first, second), x in zip(self.pairs, xs, strict=True):  # type: ignore[misc]
+        pairs: Any = self.pairs
+        triples: Any = self.triples
+        for (first, second), x in zip(pairs, xs, strict=True):
             results += [first(x).relu(), second(x.clone().view(x.shape))]
-        for (first, second, third), y in zip(self.triples, ys, strict=True):  # type: ignore[misc]
+        for (first, second, third), y in zip(triples, ys, strict=True):
             results.append(first(y) + second(y) + third(y))
         return results
 

@@ -125,10 +125,9 @@ class Spied:
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
     """Whether regions are called without the wrapper, and whether gradients are on while their code runs."""
-    from qcompile.regions import stitch  # noqa: PLC0415
+    from qcompile.bookkeeping import without_bookkeeping as original  # noqa: PLC0415
 
     found = Spied([], [])
-    original = stitch.without_bookkeeping
 
     def spy(code: Any, install: Any) -> Any:
         def call(args: list[Any]) -> Any:
@@ -145,7 +144,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
         found.direct.append(self.direct)
         return made
 
-    monkeypatch.setattr(stitch, "without_bookkeeping", spy)
+    monkeypatch.setattr("qcompile.regions.stitch.without_bookkeeping", spy)
     monkeypatch.setattr(Compilation, "compile", compiled)
     return found
 
