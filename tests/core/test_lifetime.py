@@ -127,7 +127,7 @@ def test_the_report_has_a_row_for_every_layer_that_runs_shared_code() -> None:
             model(X)
     sites = qcompile.report().sites
     assert len(sites) == 12 and all(site.kernel == "reference.quantized_linear" for site in sites)
-    assert [("with its own weights" in site.note) for site in sites] == [False] * 4 + [True] * 8
+    assert [("runs the code of graph" in site.note) for site in sites] == [False] * 4 + [True] * 8
 
 
 def test_a_replaced_weight_is_no_further_layer() -> None:
