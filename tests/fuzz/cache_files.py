@@ -106,11 +106,10 @@ def read_directly(path: Path, tensors: Sequence[Tensor], harmless: bool) -> Outc
 def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor], damage: Callable[..., None]) -> Outcome | None:
     """Fetch, damage the file, fetch twice more: None if the values are right each time, and the second file is mapped."""
     place, leaf = shelf.Shelf(folder, "layout"), torch.arange(3, dtype=torch.int8)
-    made = 0
+    made: list[int] = []
 
     def make() -> tuple[Tensor, ...]:
-        nonlocal made
-        made += 1
+        made.append(1)
         return tuple(tensors)
 
     def fetch() -> tuple[tuple[Tensor, ...], Path | None]:
@@ -119,7 +118,7 @@ def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor]
     logging.getLogger("qcompile.shelf").setLevel(logging.ERROR)
     shelf.reset()
     _, path = fetch()
-    if path is None or made != 1:
+    if path is None or len(made) != 1:
         return Outcome("silent", "nothing was written")
     path.chmod(0o644)
     damage(chance, path)
@@ -128,7 +127,7 @@ def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor]
         if not same(values, tensors):
             return Outcome("wrong", "the shelf gives other tensors")
     blocked = any(entry.is_dir() for entry in folder.iterdir())  # a folder of the file's name stays
-    if made > 2 and not blocked:
+    if len(made) > 2 and not blocked:
         return Outcome("silent", "the file was not replaced")
     left = [entry.name for entry in folder.iterdir() if entry.name.startswith(".")]
     return Outcome("silent", f"left behind: {left}") if left else None
@@ -239,7 +238,7 @@ def crafted(chance: random.Random, path: Path) -> None:
     sealed(path, header + b" " * (-(8 + len(header)) % PAGE), body, pieces=pieces)
 
 
-HUGE = [-1, 1 << 31, 1 << 62, 1 << 64, 10**400, 0.5, True, None, "7", [], {}, float("nan")]
+HUGE: list[Any] = [-1, 1 << 31, 1 << 62, 1 << 64, 10**400, 0.5, True, None, "7", [], {}, float("nan")]
 
 
 def _spoil(chance: random.Random, table: dict[str, Any], name: str, body: bytes) -> None:
