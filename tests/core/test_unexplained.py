@@ -195,7 +195,8 @@ def test_layer_that_one_graph_leaves_is_not_counted_as_served() -> None:
         first, second = compiled(model), compiled(model, fuel=0)
         first(x)
         assert qcompile.report().served
-        second(torch.randn(2, 3, 32))
+        with pytest.warns(UserWarning, match="option fuel"):
+            second(torch.randn(2, 3, 32))
     (row,) = qcompile.report().sites
     assert row.kernel is None
     assert "native.int4 in graph" in row.note
