@@ -28,6 +28,9 @@ LEFT = {
     "make demo": "takes minutes; test_demo runs its parts",
     "make demo SIZE=1b": "takes minutes and gigabytes",
     "make test": "runs this",
+    "make fuzz": "runs for hours; test_fuzz runs a few hundred of its cases, and the process that runs them",
+    "make fuzz MINUTES=30": "as make fuzz",
+    "make fuzz GENERATOR=graphs SEED=1000": "as make fuzz",
     "make dist": "compiles everything; part of CI",
 }
 # As written -> with small sizes. What stands in braces is put in: a small checkpoint, an empty folder.
