@@ -128,32 +128,34 @@ def register() -> None:
 
 def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
     """Give one module the parameters that its front door or its library expects; WeightError if the files hold others."""
-    entry, module = session.entry or {}, model.get_submodule(path)
+    entry = session.entry or {}
+    module: nn.Module = model.get_submodule(path)
+    holder: Any = module
+    kind = type(module).__name__
     if type(module) not in LOADING or (entry["quant_method"] != "compressed-tensors" and not isinstance(module, nn.Linear)):
         known, where = ["Linear layers"], f"{session.file_of(f'{path}.qweight')}: {path}"
         raise UnsupportedSchemeError(where, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
     if entry["quant_method"] != "compressed-tensors":
         need_as_configured(path, module, parts, entry)
         _give_parameters(module, parts)
-        module.qcompile_loaded = True
+        holder.qcompile_loaded = True
         _check_meta(path, module, entry["quant_method"])
         return
-    kind = type(module).__name__
     group = _group(path, entry, kind, session)
     _give_parameters(module, parts)
-    module.quantization_scheme = scheme_of(entry, path, kind)
-    module.quantization_status = "compressed"
+    holder.quantization_scheme = scheme_of(entry, path, kind)
+    holder.quantization_status = "compressed"
     try:
         if not isinstance(module, nn.Linear):
             raise UnsupportedSchemeError(path, "of a layer that is no Linear", compressed_tensors.KNOWN_SCHEMES, "")
         compressed_tensors.plan(path, module, model)
-        _need_parts(path, parts, *compressed_tensors.parts_of(module.quantization_scheme))
+        _need_parts(path, parts, *compressed_tensors.parts_of(holder.quantization_scheme))
     except UnsupportedSchemeError as error:
         session.foreign[path] = error.scheme
         scheme = foreign.library_scheme(session.folder, path, entry, group, error.scheme)
         session.schemes[path] = scheme
         foreign.need_parts(path, *foreign.sizes(module), parts, scheme)
-        del module.quantization_scheme, module.quantization_status
+        del holder.quantization_scheme, holder.quantization_status
 
 
 def _group(path: str, entry: Mapping[str, Any], class_name: str, session: Session) -> Mapping[str, Any]:

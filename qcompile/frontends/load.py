@@ -128,7 +128,8 @@ def _cannot_be_built(model_class: Any, config: Any) -> bool:
 
 def _need_complete(model: Any, info: Mapping[str, Any], session: Session) -> None:
     """What transformers says about keys, and what became of the tensors: everything is there, and nothing was made up."""
-    for key, found, wanted in sorted(info.get("mismatched_keys") or (), key=str):
+    mismatched: list[tuple[str, Any, Any]] = sorted(info.get("mismatched_keys") or [], key=str)
+    for key, found, wanted in mismatched:
         raise CheckpointError(session.file_of(key), key, str(list(wanted)), str(list(found)))
     for key in sorted(info.get("missing_keys") or ()):
         raise CheckpointError(session.file_of(key), key, "a tensor of that name", "nothing")
