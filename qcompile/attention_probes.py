@@ -107,7 +107,7 @@ def borders(found: Attention, shapes: list[tuple[int, ...]]) -> Iterator[Probe]:
 def _resized(found: Attention, shapes: list[tuple[int, ...]], queries: int, keys: int) -> list[tuple[int, ...]]:
     """The shapes with other numbers of queries and keys, a batch of one, and one head of K and V."""
     (_, heads, _, width), kv_heads = shapes[0], shapes[1][1]
-    result = [(1, heads // kv_heads, queries, width), (1, 1, keys, width), (1, 1, keys, width)]
+    result: list[tuple[int, ...]] = [(1, heads // kv_heads, queries, width), (1, 1, keys, width), (1, 1, keys, width)]
     if found.mask is not None:
         full = (1, heads // kv_heads, queries, keys)[4 - len(shapes[3]) :]
         result.append(tuple(1 if size == 1 else want for size, want in zip(shapes[3], full, strict=True)))
