@@ -85,7 +85,11 @@ def settle(module: Any, path: str, dtype: torch.dtype) -> None:
     module.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     try:
         with torch.no_grad():
-            module(torch.zeros(1, shape[1], dtype=dtype) if isinstance(module, nn.Linear) else torch.zeros(1, dtype=torch.int64))
+            module(
+                torch.zeros(1, shape[1], dtype=dtype, device="cpu")
+                if isinstance(module, nn.Linear)
+                else torch.zeros(1, dtype=torch.int64, device="cpu")
+            )
     except Exception as error:  # whatever the library says about a layer that it made itself
         raise _cannot(path, f"{type(error).__name__}: {error}"[:200]) from error
 

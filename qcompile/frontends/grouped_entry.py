@@ -48,7 +48,7 @@ def need_order(model: nn.Module, session: Session) -> None:
         size = int(entry["group_size"])
         if g_idx is None or size == -1:
             continue
-        if not torch.equal(g_idx.long(), torch.arange(len(g_idx), device=g_idx.device) // size):
+        if not torch.equal(g_idx.long(), torch.arange(len(g_idx), device=g_idx.device, dtype=torch.int64) // size):
             expected = "columns in order, because config.json says desc_act: false (true if the order is meant)"
             raise WeightError(f"{path}.g_idx", expected, "another order")
 
