@@ -86,9 +86,9 @@ def settle(module: Any, path: str, dtype: torch.dtype) -> None:
     try:
         with torch.no_grad():
             module(
-                torch.zeros(1, shape[1], dtype=dtype, device="cpu")
+                torch.zeros(1, shape[1], dtype=dtype, device=weight.device)
                 if isinstance(module, nn.Linear)
-                else torch.zeros(1, dtype=torch.int64, device="cpu")
+                else torch.zeros(1, dtype=torch.int64, device=weight.device)
             )
     except Exception as error:  # whatever the library says about a layer that it made itself
         raise _cannot(path, f"{type(error).__name__}: {error}"[:200]) from error
