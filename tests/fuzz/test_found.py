@@ -132,3 +132,11 @@ def test_groups_of_zero_weights_add_nothing(bits: int, dtype: torch.dtype) -> No
     shifted = QuantizedWeight(torch.full((16, 64), 5, dtype=torch.int8), torch.rand(16, 2) + 0.1, zeros, bits, 32)
     run = qcompile.pack_linear(shifted, f"native.int{'4' if bits == 4 else '8_a16'}", dtype)
     assert torch.equal(run((torch.randn(5, 64) * 1e3).to(dtype)), torch.zeros(5, 16, dtype=dtype))
+
+
+def test_a_row_at_an_odd_address_does_not_end_the_process() -> None:
+    run = qcompile.pack_linear(
+        QuantizedWeight(codes(16, 64), torch.full((16, 1), 0.5).to(BF16), None, 4, 64), "torch.int8pack", BF16
+    )
+    x = torch.randn(65).to(BF16)
+    assert torch.equal(run(x[1:].view(1, 64)), run(x[1:].clone().view(1, 64)))
