@@ -137,7 +137,7 @@ def test_broken_folder_is_reported_not_traced(capsys: pytest.CaptureFixture[str]
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     code, _, err = run(capsys, "explain", str(tmp_path))
     assert code == FAILED
-    assert err.splitlines()[-1].startswith(f"qcompile: {tmp_path} cannot be loaded")
+    assert err.splitlines()[-1].startswith(f"qcompile: {tmp_path}: expected model.safetensors")
 
 
 def test_bench_table_shows_the_speed_up() -> None:
