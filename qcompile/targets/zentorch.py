@@ -2,8 +2,8 @@
 
 Found by running zentorch 2.13.0.2: both operators reject an input without rows, and dynamic_qlinear answers a row that holds NaN or
 infinity with numbers (such rows are marked here). float16 scales are read as bfloat16 without an error, so they are converted when
-packing. dynamic_qlinear is wrong for one row when K > 1024, K % 4 != 0 and N % 16 != 0. Both keep a reordered copy of the weight for
-the life of the process, found again by its address and shape; `zentorch_prepack` shows how dynamic_qlinear gets by without.
+packing. dynamic_qlinear is wrong for one row when K > 1024, K % 4 != 0 and N % 16 != 0. Both keep a reordered copy of the weight
+for the life of the process, found again by its address and shape; `zentorch_prepack` shows how dynamic_qlinear gets by without.
 """
 
 import torch
