@@ -41,8 +41,8 @@ class Extent:
         else:
             codes, zeros = _shifted(operands.codes, operands.zeros, self.proposal.group)
             self._might = int(codes.max()) <= 15 and int(zeros.max()) <= 16
-            low, high = int(zeros.min()), int(zeros.max())
-            self._zeros = (min(low, self._zeros[0]), max(high, self._zeros[1])) if self._seen else (low, high)
+            least, most = int(zeros.min()), int(zeros.max())
+            self._zeros = (min(least, self._zeros[0]), max(most, self._zeros[1])) if self._seen else (least, most)
         self._seen = True
 
 

@@ -94,7 +94,8 @@ def parts_of(operands: Operands, site: Site, feed: Mapping[fx.Node, Tensor]) -> 
         spans = spread(n, rows, count, slices.align("n")) if n * site.k > _MOST // len(stacked) else [range(n)]
         for span in spans:
             values = dict(zip(names, slices.evaluate({"n": span}), strict=True))
-            yield range(begin + span.start, begin + span.stop), Operands(**{name: values.get(name) for name in Operands._fields})
+            given: Any = [values.get(name) for name in Operands._fields]
+            yield range(begin + span.start, begin + span.stop), Operands(*given)
         begin += n
 
 

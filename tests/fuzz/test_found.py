@@ -36,7 +36,8 @@ def codes(n: int = 16, k: int = 32) -> Tensor:
 
 
 def grouped(q: Tensor, s: Tensor) -> Tensor:
-    return (q.to(F32).unflatten(1, (s.shape[1], -1)) * s[..., None]).flatten(1)
+    found: Tensor = (q.to(F32).unflatten(1, (s.shape[1], -1)) * s[..., None]).flatten(1)
+    return found
 
 
 FOUND = (

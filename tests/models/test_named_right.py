@@ -78,7 +78,7 @@ def test_a_batch_of_one_matrix_is_a_linear(spelling: str, size: int, dynamic: bo
 
 def test_two_matrices_are_none() -> None:
     model = Batch("stored")
-    model.codes, model.scales = (torch.cat([item, item.flip(1)]) for item in (model.codes, model.scales))  # type: ignore[arg-type,union-attr]
+    model.codes, model.scales = (torch.cat([item, item.flip(1)]) for item in (model.codes, model.scales))  # type: ignore[arg-type,union-attr,list-item]
     x = torch.randn(2, 5, 128)
     with torch.no_grad(), pytest.warns(UserWarning, match="batch of 2 matrices"):
         got = torch.compile(model, backend="qcompile", options={"rest": "eager"})(x)
