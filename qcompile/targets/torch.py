@@ -140,7 +140,7 @@ def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     codes, scales, *rest = packed
     perm, bias = _split(rest, site)
-    # A copy: for one row of bfloat16 the operator crashes if x does not lie at a multiple of 32 bytes, as a slice may not (torch 2.13.0).
+    # A copy: for one row of bfloat16 the operator crashes if x lies at no multiple of 32 bytes, as a slice may (torch 2.13.0).
     flat = gathered(x, perm, site.k).clone()
     y: Tensor = aten._weight_int8pack_mm.default(flat, codes, scales)
     return _finished(y, bias, x, site)
