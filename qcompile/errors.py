@@ -153,6 +153,10 @@ CHANGED_WARNING = (
     "and slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."
 )
 
+CACHE_SCHEME_WARNING = (
+    "qcompile: {file} asks for quantized keys and values (kv_cache_scheme). That is not done: the cache keeps the model's dtype, "
+    "which is more precise and takes more memory."
+)
 ALREADY_DENSE_WARNING = (
     "qcompile: {count} quantized layers of this model were already decompressed to dense weights (compressed-tensors does that at "
     "the first forward, or at loading with dequantize=True), for example {example}. They stay dense. To keep them packed, load the "

@@ -14,12 +14,21 @@ from typing import Any
 
 import torch
 
-from qcompile.errors import CONFIG_WAY_OUT, DAMAGED, NEEDED_VERSION, CheckpointError, QCompileError, UnsupportedVersionError
+from qcompile.errors import (
+    CACHE_SCHEME_WARNING,
+    CONFIG_WAY_OUT,
+    DAMAGED,
+    NEEDED_VERSION,
+    CheckpointError,
+    QCompileError,
+    UnsupportedVersionError,
+)
 from qcompile.frontends.checkpoint_entry import checked
 from qcompile.frontends.checkpoint_schemes import legacy_entry
 from qcompile.frontends.folder import Headers, config_entry, headers, weight_files
 from qcompile.frontends.session import Session, loading
 from qcompile.versions import TRIED
+from qcompile.warning import warn
 
 
 def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "auto", **kw: Any) -> Any:
@@ -44,6 +53,8 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
         session.headers = _headers(folder, kw, session.entry is not None)
     options = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kw}
     if session.entry is not None:
+        if session.entry.get("kv_cache_scheme"):
+            warn(CACHE_SCHEME_WARNING.format(file=name))
         quantizer = import_module("qcompile.frontends.hf_quantizer")
         quantizer.register()
         config.quantization_config = {"quant_method": quantizer.METHOD, "entry": session.entry}

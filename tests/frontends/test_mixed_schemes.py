@@ -1,5 +1,6 @@
 """A folder of which one group has a scheme that no front door reads: that group is the library's, all others are packed."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,16 @@ def test_the_report_has_a_row_with_the_reason(tmp_path: Path) -> None:
     torch._dynamo.reset()
     with pytest.raises(BackendCompilerFailed, match=r"model\.layers\.0\.mlp\.down_proj: scheme"):
         logits(qcompile.compile(qcompile.load(tmp_path), rest="eager", measure=False, fallback="error"))
+
+
+def test_a_quantized_cache_that_is_not_done_is_mentioned(tmp_path: Path) -> None:
+    path = mixed(tmp_path, "W8A8")
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="kv_cache_scheme"):
+        qcompile.load(path)
 
 
 def test_what_such_a_layer_lacks_is_named(tmp_path: Path) -> None:
