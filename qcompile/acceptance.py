@@ -231,14 +231,14 @@ def _by_definition(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Opera
     None for all other weights.
     """
     proposal = claim.proposal
-    root = claim.product.weight
+    root: Any = claim.product.weight
     while is_call(root, torch.ops.aten.permute.default, torch.ops.aten.t.default):
-        root = root.args[0]  # type: ignore[assignment]
+        root = root.args[0]
     if not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
         return None
     tensors = [constants[node].tensor for node in claim.inputs]
     operands = without_codes(proposal, tensors)
-    if operands is None or not _keeps_its_range(operands, proposal, root.meta["val"].dtype):
+    if operands is None or not _keeps_its_range(operands, proposal, value(root).dtype):
         return None
     return operands
 

@@ -93,7 +93,7 @@ def _same(node: fx.Node, axis: Axis) -> Needs | None:
     return dict.fromkeys(_tensors(node), axis)
 
 
-def _merge(found: list[tuple[fx.Node, Axis | None]]) -> Needs | None:
+def _merge(found: Sequence[tuple[Any, Axis | None]]) -> Needs | None:
     """None if one argument stands twice in the call with different ranges."""
     needs: Needs = {}
     for parent, axis in found:

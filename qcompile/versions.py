@@ -3,7 +3,7 @@
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import metadata
 
@@ -75,7 +75,7 @@ def warn_about_libraries_of(model: nn.Module) -> None:
 
 
 @contextmanager
-def blamed(library: str) -> Iterator[None]:
+def blamed(library: str) -> Generator[None]:
     """An untried release is mentioned once, and what fails inside for want of a name or argument says that first.
 
     Raises UnsupportedVersionError; with a release that was tried, errors pass as they are.
