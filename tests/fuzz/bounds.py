@@ -23,6 +23,7 @@ ROUNDED = 1.0  # a value that was rounded to whole steps may be off by a step
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # The smallest step of a dtype; matrix instructions take what is below 2^-126 for zero.
 SPACING = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126, torch.float64: 2.0**-126}
+NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 SUM = 2.0**-23  # sums are made in float32
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "linear"])
@@ -59,6 +60,8 @@ class Bounds:
         self.x, self.fixed = inputs[0], dict(zip(inputs[1:], constants, strict=True))
         self.env: dict[fx.Node, Any] = dict(self.fixed)
         self.errors: dict[fx.Node, Any] = {}
+        values = [node.meta.get("val") for node in gm.graph.nodes]
+        self.narrows = any(isinstance(value, Tensor) and value.dtype in NARROW for value in values)
         moving = {self.x}
         for node in gm.graph.nodes:
             if any(item in moving for item in node.all_input_nodes):
@@ -104,7 +107,8 @@ class Bounds:
         self.widest[node] = max(UNIT.get(value.dtype, 1.0), *(self.widest.get(item, 0.0) for item in node.all_input_nodes), 0.0)
         own = 2 * self.widest[node] * value.double().abs() + SPACING.get(value.dtype, 0.0)
         error = self._product(node, name) if name in PRODUCTS else self._elementwise(node, name, value)
-        return error + own.nan_to_num(0.0, 0.0, 0.0)
+        # What is not finite counts as exact, so that it is compared; infinity times nothing is as good as unknown.
+        return (error + own.nan_to_num(0.0, 0.0, 0.0)).nan_to_num(float("inf"), float("inf"))
 
     def _both(self, item: Any) -> tuple[Any, Any]:
         """(value, error) of an argument in float64."""
@@ -116,6 +120,7 @@ class Bounds:
     def _elementwise(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
         a, ea = self._both(node.args[0])
         b, eb = self._both(node.args[1]) if len(node.args) > 1 and name in ("mul", "div", "add", "sub") else (0.0, 0.0)
+        a, b = (item.nan_to_num(0.0, 0.0, 0.0) if isinstance(item, Tensor) else item for item in (a, b))
         if name == "mul":
             return torch.as_tensor(abs(a) * eb + abs(b) * ea + ea * eb)
         if name == "div":
@@ -154,7 +159,7 @@ class Bounds:
 
     def _coarsest(self, value: Tensor) -> float:
         """The unit of the coarsest dtype whose rounding a constant carries: also what is float32 may have been 16 bits before."""
-        if value.dtype in (torch.float32, torch.float64):
+        if value.dtype in (torch.float32, torch.float64) and self.narrows:
             for narrow in (torch.bfloat16, torch.float16):
                 if torch.equal(value.to(narrow).to(value.dtype), value):
                     return UNIT[narrow]
