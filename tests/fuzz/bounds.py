@@ -19,6 +19,9 @@ from torch import Tensor, fx
 PRODUCT = 8.0
 # A weight whose products round before they are subtracted (q * s - z * s) carries that rounding in its small differences, too.
 CANCELLED = 4.0
+# Kernels keep codes with an offset or round the product of zero point and scale, which is taken off again: a share of the largest
+# weight of an output, in the unit, and in units of the float32 sum. One code of eight bits is two of these.
+STORED, STORED_SUM = 1.0, 16.0
 ROUNDED = 1.0  # a value that was rounded to whole steps may be off by a step
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # The smallest step of a dtype; matrix instructions take what is below 2^-126 for zero.
@@ -132,7 +135,8 @@ class Bounds:
             return torch.as_tensor(ea) * 0 + ROUNDED
         if name == "amax":
             return torch.as_tensor(ea).amax(*node.args[1:])  # type: ignore[arg-type]
-        return torch.as_tensor(ea) if name in SAME_ERROR else torch.full(value.shape, float("inf"), dtype=torch.float64)
+        same = name in SAME_ERROR and value.dtype.is_floating_point  # whole numbers jump, and wrap around
+        return torch.as_tensor(ea) if same else torch.full(value.shape, float("inf"), dtype=torch.float64)
 
     def _product(self, node: fx.Node, name: str) -> Tensor:
         operands, bias, scale = list(node.args), torch.zeros(()), 1.0
@@ -145,14 +149,15 @@ class Bounds:
         a, b = a.abs().nan_to_num(0.0, 0.0, 0.0), b.abs().nan_to_num(0.0, 0.0, 0.0)
         unit = max(self.units.get(item, UNIT.get(self.env[item].dtype, 1.0)) for item in node.all_input_nodes)
         error = (PRODUCT * unit + a.shape[-1] * SUM) * (a @ b)
-        if self.cancelled:
-            error = error + CANCELLED * unit * (_largest(a, -1) @ b if operands[0] not in self.errors else a @ _largest(b, -2))
+        largest = _largest(a, -1) @ b if operands[0] not in self.errors else a @ _largest(b, -2)
+        error = error + (STORED * unit + STORED_SUM * SUM + (CANCELLED * unit if self.cancelled else 0.0)) * largest
         if isinstance(ea, Tensor):
             error = error + ea.nan_to_num(0.0, float("inf"), 0.0) @ b
         if isinstance(eb, Tensor):
             error = error + a @ eb.nan_to_num(0.0, float("inf"), 0.0)
         tiny = SPACING[torch.float32] * (a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1))
-        overflow = finite & ~self.env[node].isfinite()
+        most = torch.finfo(self.env[node].dtype).max
+        overflow = finite & (~self.env[node].isfinite() | (self.env[node].double().abs() + error * scale + bias >= most))
         if any(item in self.stepped for item in node.all_input_nodes):
             overflow |= finite & (_most_of_codes(a, b, left=operands[0] in self.errors) >= torch.finfo(torch.float32).max)
         return torch.where(overflow, float("inf"), torch.where(finite, (error + tiny) * scale + bias, 0.0))
