@@ -19,10 +19,14 @@ from torch import Tensor, fx
 PRODUCT = 8.0
 # A weight whose products round before they are subtracted (q * s - z * s) carries that rounding in its small differences, too.
 CANCELLED = 4.0
+# Kernels keep codes with an offset or round the product of zero point and scale, which is taken off again: a share of the largest
+# weight of an output, in the unit, and in units of the float32 sum. One code of eight bits is two of these.
+STORED, STORED_SUM = 1.0, 16.0
 ROUNDED = 1.0  # a value that was rounded to whole steps may be off by a step
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # The smallest step of a dtype; matrix instructions take what is below 2^-126 for zero.
 SPACING = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126, torch.float64: 2.0**-126}
+NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 SUM = 2.0**-23  # sums are made in float32
 
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "linear"])
@@ -59,6 +63,8 @@ class Bounds:
         self.x, self.fixed = inputs[0], dict(zip(inputs[1:], constants, strict=True))
         self.env: dict[fx.Node, Any] = dict(self.fixed)
         self.errors: dict[fx.Node, Any] = {}
+        values = [node.meta.get("val") for node in gm.graph.nodes]
+        self.narrows = any(isinstance(value, Tensor) and value.dtype in NARROW for value in values)
         moving = {self.x}
         for node in gm.graph.nodes:
             if any(item in moving for item in node.all_input_nodes):
@@ -104,7 +110,8 @@ class Bounds:
         self.widest[node] = max(UNIT.get(value.dtype, 1.0), *(self.widest.get(item, 0.0) for item in node.all_input_nodes), 0.0)
         own = 2 * self.widest[node] * value.double().abs() + SPACING.get(value.dtype, 0.0)
         error = self._product(node, name) if name in PRODUCTS else self._elementwise(node, name, value)
-        return error + own.nan_to_num(0.0, 0.0, 0.0)
+        # What is not finite counts as exact, so that it is compared; infinity times nothing is as good as unknown.
+        return (error + own.nan_to_num(0.0, 0.0, 0.0)).nan_to_num(float("inf"), float("inf"))
 
     def _both(self, item: Any) -> tuple[Any, Any]:
         """(value, error) of an argument in float64."""
@@ -116,6 +123,7 @@ class Bounds:
     def _elementwise(self, node: fx.Node, name: str, value: Tensor) -> Tensor:
         a, ea = self._both(node.args[0])
         b, eb = self._both(node.args[1]) if len(node.args) > 1 and name in ("mul", "div", "add", "sub") else (0.0, 0.0)
+        a, b = (item.nan_to_num(0.0, 0.0, 0.0) if isinstance(item, Tensor) else item for item in (a, b))
         if name == "mul":
             return torch.as_tensor(abs(a) * eb + abs(b) * ea + ea * eb)
         if name == "div":
@@ -127,7 +135,8 @@ class Bounds:
             return torch.as_tensor(ea) * 0 + ROUNDED
         if name == "amax":
             return torch.as_tensor(ea).amax(*node.args[1:])  # type: ignore[arg-type]
-        return torch.as_tensor(ea) if name in SAME_ERROR else torch.full(value.shape, float("inf"), dtype=torch.float64)
+        same = name in SAME_ERROR and value.dtype.is_floating_point  # whole numbers jump, and wrap around
+        return torch.as_tensor(ea) if same else torch.full(value.shape, float("inf"), dtype=torch.float64)
 
     def _product(self, node: fx.Node, name: str) -> Tensor:
         operands, bias, scale = list(node.args), torch.zeros(()), 1.0
@@ -140,21 +149,22 @@ class Bounds:
         a, b = a.abs().nan_to_num(0.0, 0.0, 0.0), b.abs().nan_to_num(0.0, 0.0, 0.0)
         unit = max(self.units.get(item, UNIT.get(self.env[item].dtype, 1.0)) for item in node.all_input_nodes)
         error = (PRODUCT * unit + a.shape[-1] * SUM) * (a @ b)
-        if self.cancelled:
-            error = error + CANCELLED * unit * (_largest(a, -1) @ b if operands[0] not in self.errors else a @ _largest(b, -2))
+        largest = _largest(a, -1) @ b if operands[0] not in self.errors else a @ _largest(b, -2)
+        error = error + (STORED * unit + STORED_SUM * SUM + (CANCELLED * unit if self.cancelled else 0.0)) * largest
         if isinstance(ea, Tensor):
             error = error + ea.nan_to_num(0.0, float("inf"), 0.0) @ b
         if isinstance(eb, Tensor):
             error = error + a @ eb.nan_to_num(0.0, float("inf"), 0.0)
         tiny = SPACING[torch.float32] * (a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1))
-        overflow = finite & ~self.env[node].isfinite()
+        most = torch.finfo(self.env[node].dtype).max
+        overflow = finite & (~self.env[node].isfinite() | (self.env[node].double().abs() + error * scale + bias >= most))
         if any(item in self.stepped for item in node.all_input_nodes):
             overflow |= finite & (_most_of_codes(a, b, left=operands[0] in self.errors) >= torch.finfo(torch.float32).max)
         return torch.where(overflow, float("inf"), torch.where(finite, (error + tiny) * scale + bias, 0.0))
 
     def _coarsest(self, value: Tensor) -> float:
         """The unit of the coarsest dtype whose rounding a constant carries: also what is float32 may have been 16 bits before."""
-        if value.dtype in (torch.float32, torch.float64):
+        if value.dtype in (torch.float32, torch.float64) and self.narrows:
             for narrow in (torch.bfloat16, torch.float16):
                 if torch.equal(value.to(narrow).to(value.dtype), value):
                     return UNIT[narrow]

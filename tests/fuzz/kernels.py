@@ -4,7 +4,7 @@ The reference is the formula of qcompile.meaning in float64, with x rounded as t
 A = sum |x| * (|code| + |zero| + 2^bits) * |scale| (kernels keep signed codes as unsigned ones of 4 or 8 bits, and take the difference
 off again):
 
-    sums in float32                K * 2^-23 * A, and 2^-126 for each factor that may be flushed to zero
+    sums in float32                (K + 8) * 2^-23 * A, and 2^-126 for each factor that may be flushed to zero
     scales in 16 bits              2 * 2^-p * A, p the significant bits of x or of the scales: rows of torch and zentorch
     the result's own rounding      2^-p * |y|, and the dtype's smallest step
     rounded x                      a step * |w| where the quotient is as good as halfway between two codes
@@ -272,7 +272,7 @@ def compare(problem: Problem, name: str, rounding: ActivationQuant, x: Tensor, y
     size = taken.sizes @ problem.size.t()
     unit = UNIT[x.dtype]
     narrow = 0.0 if name.startswith("native") else 2 * max(unit, UNIT[problem.weight.scales.dtype])
-    error = (narrow + k * SUM) * size + taken.slack @ problem.dense.abs().t() + unit * (want.abs() + bias.abs()) * 1.01
+    error = (narrow + (k + 8) * SUM) * size + taken.slack @ problem.dense.abs().t() + unit * (want.abs() + bias.abs()) * 1.01
     error = error + SPACING[x.dtype] + SPACING[torch.float32] * (k + taken.sizes.sum(-1, keepdim=True) + problem.size.sum(-1))
     if name.startswith("reference"):  # its dense weight is rounded to the dtype of x
         error = error + SPACING[x.dtype] * taken.sizes.sum(-1, keepdim=True)

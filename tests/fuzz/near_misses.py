@@ -46,11 +46,14 @@ BETWEEN: tuple[Callable[[fx.Graph, fx.Node], fx.Node], ...] = (
     lambda graph, node: graph.call_function(aten.clone.default, (node,)),
 )
 
+# Not the one that fills an empty tensor: without one of its copies it would hold whatever is there.
+STEADY = tuple(spelling for spelling in SPELLINGS if spelling.name != "nibbles by slices")
+
 
 def near_miss(rng: Random) -> tuple[fx.GraphModule, list[Tensor], list[str], str]:
     """(graph of (x, *constants), its inputs, their names, which spelling it was and what was changed)."""
     while True:
-        spelling = rng.choice(SPELLINGS)
+        spelling = rng.choice(STEADY)
         torch.manual_seed(rng.randrange(2**31))
         tensors = spelling.tensors()
         x = spelling.x(rng.randrange(2**31))
