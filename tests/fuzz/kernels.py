@@ -15,7 +15,7 @@ such x (above 1e35) overflow in kernels that scale a group's sum and not in othe
 other rows of the same call are as good as ever.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -248,7 +248,7 @@ def _at_level(number: int, run: Run, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _level(number: int) -> Iterator[None]:
+def _level(number: int) -> Generator[None]:
     patches: list[AbstractContextManager[object]] = [nullcontext()]
     for name in OPERATORS:
         packet = getattr(torch.ops.qcompile, name)

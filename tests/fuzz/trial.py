@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any
@@ -98,7 +98,7 @@ def _copy(graph: fx.Graph) -> fx.Graph:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Warnings about changed weights and declined sites are not what is looked for here."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
