@@ -139,12 +139,13 @@ class Bounds:
         return torch.as_tensor(ea) if same else torch.full(value.shape, float("inf"), dtype=torch.float64)
 
     def _product(self, node: fx.Node, name: str) -> Tensor:
-        operands, bias, scale = list(node.args), torch.zeros(()), 1.0
+        operands, added, carried, scale = list(node.args), torch.zeros(()), torch.zeros(()), 1.0
         if name in ("addmm", "baddbmm"):
             beta, scale = (abs(float(node.kwargs.get(key, 1))) for key in ("beta", "alpha"))  # type: ignore[arg-type]
             first, error = self._both(operands.pop(0))
-            bias = (2 * UNIT[self.env[node].dtype] * first.abs().nan_to_num(0.0, 0.0, 0.0) + error) * beta
+            added, carried = first.abs().nan_to_num(0.0, 0.0, 0.0) * beta, torch.as_tensor(error * beta)
         (a, ea), (b, eb) = (self._both(item) for item in operands[:2])
+        bias = (2 * UNIT[self.env[node].dtype] + a.shape[-1] * SUM) * added + carried  # the sum may begin with it
         finite = (a.isfinite().double() @ b.isfinite().double()) == a.shape[-1]
         a, b = a.abs().nan_to_num(0.0, 0.0, 0.0), b.abs().nan_to_num(0.0, 0.0, 0.0)
         unit = max(self.units.get(item, UNIT.get(self.env[item].dtype, 1.0)) for item in node.all_input_nodes)
