@@ -27,7 +27,7 @@ from qcompile import fingerprint, mapped_file
 from qcompile.cache_folder import distrust, remove_abandoned
 from qcompile.kernels import Kernel
 from qcompile.options import Options
-from qcompile.platform.libraries import installed_version
+from qcompile.versions import installed
 
 log = logging.getLogger(__name__)
 _unwritable: set[Path] = set()
@@ -116,7 +116,7 @@ class Shelf:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _write(self, path: Path, key: str, values: Values, paths: Sequence[str]) -> bool:
-        versions = {"qcompile": installed_version("qcompile"), "torch": str(torch.__version__)}
+        versions = {"qcompile": installed("qcompile"), "torch": str(torch.__version__)}
         notes = {**versions, "layout": self.layout, "made_from": ", ".join(paths)}
         try:
             mapped_file.write(path, key, values, notes)

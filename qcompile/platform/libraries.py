@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -69,27 +69,20 @@ def load(name: str, importer: Callable[[str], Any], hint: str) -> Library:
     except ModuleNotFoundError as error:
         if error.name == name:
             return Library(name, "absent", detail=f"{name} is not installed; {hint}")
-        return Library(name, "broken", installed_version(name), f"{name} lacks the module {error.name!r} that it imports; {hint}")
+        return Library(name, "broken", versions.installed(name), f"{name} lacks the module {error.name!r} that it imports; {hint}")
     except ImportError as error:
-        return Library(name, "broken", installed_version(name), f"{name} does not import ({first_line(error)}); {hint}")
+        return Library(name, "broken", versions.installed(name), f"{name} does not import ({first_line(error)}); {hint}")
     except OSError as error:
         reason = f"{name} was built for another torch, its library does not load ({first_line(error)}); {hint}"
-        return Library(name, "broken", installed_version(name), reason)
+        return Library(name, "broken", versions.installed(name), reason)
     except Exception as error:  # an import runs foreign code: whatever it raises means "not usable", never a crash of ours
         reason = f"{name} raises {type(error).__name__} at import ({first_line(error)}); {hint}"
-        return Library(name, "broken", installed_version(name), reason)
-    return Library(name, "present", str(getattr(module, "__version__", "")) or installed_version(name))
+        return Library(name, "broken", versions.installed(name), reason)
+    return Library(name, "present", str(getattr(module, "__version__", "")) or versions.installed(name))
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def installed_version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def registered(namespace: str) -> bool:
@@ -116,7 +109,7 @@ def _zentorch(where: Platform) -> Library:
 def _vllm(where: Platform) -> Library:
     """vLLM is never imported from here: it takes seconds and sets up a whole engine."""
     if "vllm" in sys.modules and (registered("_rocm_C") or registered("_C")):
-        return Library("vllm", "present", installed_version("vllm"))
+        return Library("vllm", "present", versions.installed("vllm"))
     return Library("vllm", "absent", detail="vLLM's operators are used only if the program itself has imported vLLM")
 
 
@@ -129,4 +122,4 @@ def _vllm_xpu_kernels(where: Platform) -> Library:
             found = load(module, import_quietly, hint)
             if not found.present:
                 return Library(name, found.state, found.version, found.detail)
-    return Library(name, "present", installed_version("vllm-xpu-kernels"))
+    return Library(name, "present", versions.installed("vllm-xpu-kernels"))

@@ -13,8 +13,8 @@ import torch
 
 from qcompile import fingerprint
 from qcompile.platform import Platform
-from qcompile.platform.libraries import installed_version
 from qcompile.targets.native_ops import missing_ops
+from qcompile.versions import installed
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def key_of(where: Platform) -> dict[str, str]:
     level = str(torch.ops.qcompile.native_isa(-1)) if missing_ops() is None else "none"
     return {
         "format": str(FORMAT),
-        "qcompile": installed_version("qcompile"),
+        "qcompile": installed("qcompile"),
         "library": fingerprint.of_library(),
         "torch": str(torch.__version__),
         "zentorch": where.library("zentorch").version,

@@ -7,22 +7,14 @@ import pytest
 import torch
 import transformers
 from support.checkpoints import float_model
+from support.tiny_models import IDS, SMALL
 from torch import Tensor, nn
 
 import qcompile
 from qcompile.frontends.quantize import quantize
 from qcompile.meaning import sqnr_db
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 256,
-    "max_position_embeddings": 64,
-}
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
-IDS = torch.randint(3, 256, (2, 8), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS)
 
 

@@ -1,11 +1,11 @@
 """What only resembles experts or attention is not called so: constant inputs, batches of one matrix, state spaces, linear attention."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
+from support.tiny_models import IDS, SMALL
 from torch import Tensor, nn
 
 import qcompile
@@ -13,15 +13,6 @@ from qcompile.frontends.quantize import quantize
 from qcompile.meaning import sqnr_db
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-IDS = torch.randint(3, 256, (2, 8), generator=torch.Generator().manual_seed(1))
-SMALL: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 256,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.mark.parametrize("shared", [False, True])
