@@ -131,7 +131,7 @@ def _grow(product: Product, constant: set[fx.Node]) -> None:
     node = product.node
     while len(node.users) == 1:
         user = next(iter(node.users))
-        step = _step(user, node, axis, product.n, constant)
+        step = _step(user, node, axis, product, constant)
         if step is None:
             break
         axis = step.axis
@@ -153,7 +153,7 @@ class _Step:
     bias: fx.Node | None = None
 
 
-def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node]) -> _Step | None:
+def _step(user: fx.Node, node: fx.Node, axis: int, product: Product, constant: set[fx.Node]) -> _Step | None:
     if not isinstance(value(user), Tensor):
         return None
     if is_call(user, *VIEWS):
@@ -172,10 +172,11 @@ def _step(user: fx.Node, node: fx.Node, axis: int, n: int, constant: set[fx.Node
         other = right if left is node else left
         if not isinstance(other, fx.Node) or other not in constant or not same_sizes(value(user).shape, value(node).shape):
             return None
-        if (divides and left is not node) or not _along(other, value(node).dim(), axis, n):
+        if (divides and left is not node) or not _along(other, value(node).dim(), axis, product.n):
             return None
-        # A bias that widens the dtype stays outside: inside the kernel it would be rounded to the narrower one.
-        if user.target is aten.add.Tensor and value(user).dtype is not value(node).dtype:
+        # A bias in a wider dtype than the product's stays outside: inside the kernel the sum would be rounded to the narrower one.
+        kinds = {value(user).dtype, value(node).dtype, value(product.node).dtype}
+        if user.target is aten.add.Tensor and len(kinds) > 1:
             return None
         return _Step(axis, bias=other) if user.target is aten.add.Tensor else _Step(axis, factor=(other, divides))
     return None

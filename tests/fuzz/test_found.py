@@ -75,6 +75,16 @@ FOUND = (
         lambda: {"q": codes(), "s": torch.rand(16, 2), "p": codes(), "t": torch.rand(16, 2)},
     ),
     Found(
+        "a bias in a wider dtype than the product's, behind a factor that widens",
+        lambda x, q, s, b: s * (x @ q.to(BF16).t()) + b,
+        lambda: {"q": codes(), "s": torch.rand(1) * 1e-3, "b": torch.randn(16).to(BF16) * 30},
+    ),
+    Found(
+        "a bias in a wider dtype than the product's, behind a cast",
+        lambda x, q, s, b: linear(x, q.to(BF16) * s).float() + b,
+        lambda: {"q": codes(), "s": torch.rand(16, 1).to(BF16) * 1e-3, "b": torch.randn(16) * 30},
+    ),
+    Found(
         "a factor that keeps a float16 product small",
         lambda x, q, s, b: torch.addmm(b, x, (q.to(F16) * s).t(), alpha=0.5, beta=2),
         lambda: {
