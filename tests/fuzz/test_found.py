@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import torch
+from support.spellings import Written
 from torch import Tensor
 
 import qcompile
@@ -75,16 +76,6 @@ FOUND = (
         lambda: {"q": codes(), "s": torch.rand(16, 2), "p": codes(), "t": torch.rand(16, 2)},
     ),
     Found(
-        "a bias in a wider dtype than the product's, behind a factor that widens",
-        lambda x, q, s, b: s * (x @ q.to(BF16).t()) + b,
-        lambda: {"q": codes(), "s": torch.rand(1) * 1e-3, "b": torch.randn(16).to(BF16) * 30},
-    ),
-    Found(
-        "a bias in a wider dtype than the product's, behind a cast",
-        lambda x, q, s, b: linear(x, q.to(BF16) * s).float() + b,
-        lambda: {"q": codes(), "s": torch.rand(16, 1).to(BF16) * 1e-3, "b": torch.randn(16) * 30},
-    ),
-    Found(
         "a factor that keeps a float16 product small",
         lambda x, q, s, b: torch.addmm(b, x, (q.to(F16) * s).t(), alpha=0.5, beta=2),
         lambda: {
@@ -143,6 +134,28 @@ def test_groups_of_zero_weights_add_nothing(bits: int, dtype: torch.dtype) -> No
     shifted = QuantizedWeight(torch.full((16, 64), 5, dtype=torch.int8), torch.rand(16, 2) + 0.1, zeros, bits, 32)
     run = qcompile.pack_linear(shifted, f"native.int{'4' if bits == 4 else '8_a16'}", dtype)
     assert torch.equal(run((torch.randn(5, 64) * 1e3).to(dtype)), torch.zeros(5, 16, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda x, q, s, b: s * (x @ q.to(BF16).t()) + b.to(BF16),
+        lambda x, q, s, b: s * (x @ q.to(BF16).t()) + b,
+        lambda x, q, s, b: linear(x, q.to(BF16)).float() * s + b,
+        lambda x, q, s, b: linear(x, q.to(BF16) * s.to(BF16)).float() + b,
+    ],
+)
+def test_a_bias_in_a_wider_dtype_than_the_product_keeps_it(written: Callable[..., Tensor]) -> None:
+    """A large bias, added inside a bfloat16 kernel, would round the sum to 8 bits."""
+    torch.manual_seed(3)
+    tensors = [codes(), torch.rand(1) * 1e-3, torch.randn(16) * 30]
+    x = torch.randn(3, 32).to(BF16)
+    model = Written(lambda m, x: written(x, m.q, m.s, m.b), dict(zip("qsb", tensors, strict=True)))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(model, backend="qcompile", options={"rest": "eager", "measure": False})(x)
+        torch.testing.assert_close(got, model(x), rtol=0, atol=2e-3)
+    assert [bool(row.kernel) for row in qcompile.report().sites] == [True]
 
 
 def test_a_row_at_an_odd_address_does_not_end_the_process() -> None:
