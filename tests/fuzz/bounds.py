@@ -132,7 +132,7 @@ class Bounds:
             factor: Any = node.kwargs.get("alpha", 1)
             return torch.as_tensor(ea + eb * abs(factor))
         if name == "round":
-            return torch.as_tensor(ea) * 0 + ROUNDED
+            return torch.as_tensor(ea) + ROUNDED
         if name == "amax":
             return torch.as_tensor(ea).amax(*node.args[1:])  # type: ignore[arg-type]
         same = name in SAME_ERROR and value.dtype.is_floating_point  # whole numbers jump, and wrap around
