@@ -45,6 +45,7 @@ from qcompile.tighten import Extent
 _WHOLE, _STRIP = 1 << 21, 1 << 19
 _EXACT_STRIPS = 4
 _ROOM = 2.0**-90, 2.0**90  # of weights that are scaled after their product
+_MOST = 2.0**100  # of any weight
 _ALONG_N = frozenset({"codes", "scales", "zeros"})
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Tensor, torch.ops.aten.addcmul.default)
 
@@ -267,12 +268,15 @@ def magnitudes(tensor: Tensor) -> list[float]:
     return [float(size) for size in torch.aminmax(sizes)] if sizes.numel() else []
 
 
-def scaled_out_of_range(facts: Facts, factors: Sequence[tuple[Tensor, bool]], bits: int) -> str:
-    """Why factors behind a product (tensor, True if it divides) must not be taken into the weight's scales; "" if they may.
+def out_of_range(facts: Facts, factors: Sequence[tuple[Tensor, bool]]) -> str:
+    """Why a weight, or one with factors behind its product (tensor, True if it divides), has numbers of a size not to be served.
 
-    The product is computed before it is scaled: there must be room on both sides for inputs of any usual size.
+    Sums of products must have room in float32: kernels add in another order than eager, and may take an offset off the codes. A
+    product with factors is computed before it is scaled: there must be room on both sides for inputs of any usual size.
     """
-    low, high = facts.scale_range[0], facts.scale_range[1] * (1 << bits)
+    low, high = facts.scale_range[0], facts.scale_range[1] * 256  # codes have up to 8 bits
+    if high > _MOST:
+        return f"its scales of up to {facts.scale_range[1]:.3g} leave no room for sums in float32"
     if factors and not (_ROOM[0] <= low and high <= _ROOM[1]):
         return f"its scales of {low:.3g} .. {facts.scale_range[1]:.3g} leave no room for the factor behind its product"
     for tensor, divides in factors:

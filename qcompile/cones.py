@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompile.acceptance import Claim, Facts, agrees, examine, scaled_out_of_range
+from qcompile.acceptance import Claim, Facts, agrees, examine, out_of_range
 from qcompile.check import is_fixed, random_leaves
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
@@ -108,11 +108,11 @@ class Reader:
             _structures[structure] = known.guess
             _remember(key, known)
         guess, facts = known.guess, known.facts
-        if product.post and not known.leaves.released:
+        if not known.leaves.released:
             feed = {node: constant.tensor for node, constant in self.constants.items()}
-            values = evaluate([factor for factor, _ in product.post], feed)
+            factors = evaluate([factor for factor, _ in product.post], feed)
             divides = [divide for _, divide in product.post]
-            wrong = scaled_out_of_range(facts, list(zip(values, divides, strict=True)), 8)
+            wrong = out_of_range(facts, list(zip(factors, divides, strict=True)))
             if wrong:
                 return wrong
         proposal, inputs = self._proposal(product, leaves, guess)

@@ -70,8 +70,8 @@ def grouped(q: Tensor, s: Tensor) -> Tensor:
 
 # name: (weight from codes and scales, sizes of scales for which it is the plain product, sizes for which it is something else)
 CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, ...], tuple[float, ...]]] = {
-    "the plain product": (lambda q, s: q.float() * s, (2.0**-6, 1e6, 1e-9, 1e30, 0.0), ()),
-    "in bfloat16": (lambda q, s: q.to(BF16) * s.to(BF16), (2.0**-6, 1e6, 1e-9, 1e30, 0.0), ()),
+    "the plain product": (lambda q, s: q.float() * s, (2.0**-6, 1e6, 1e-9, 1e25, 0.0), (1e30,)),
+    "in bfloat16": (lambda q, s: q.to(BF16) * s.to(BF16), (2.0**-6, 1e6, 1e-9, 1e25, 0.0), (1e30,)),
     "by groups": (lambda q, s: grouped(q.float(), s.expand(N, 4)), (2.0**-6, 1e6, 0.0), ()),
     "plus its whole part": (lambda q, s: q.float() * (s + s.to(torch.int32)), (2.0**-6, 2.0, 1e6, 0.0), ()),
     "whole part of the weight": (lambda q, s: q.float() * s + torch.floor(q.float() * s), (), (2.0**-6, 0.3)),
@@ -192,7 +192,8 @@ class TestLargeWeights:
     [
         (0.01, 0.5, ""),
         (0.01, 0.0, ""),
-        (1e30, 1e-30, "leave no room"),
+        (1e30, 1.0, "leave no room for sums"),
+        (1e26, 1e-26, "leave no room for the factor"),
         (1e-30, 1e30, "leave no room"),
         (0.01, 1e30, "out of the range"),
         (0.01, 1e-30, "out of the range"),
