@@ -159,6 +159,7 @@ class Bounds:
         tiny = SPACING[torch.float32] * (a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1))
         most = torch.finfo(self.env[node].dtype).max
         overflow = finite & (~self.env[node].isfinite() | (self.env[node].double().abs() + error * scale + bias >= most))
+        overflow |= finite & (a @ b >= torch.finfo(torch.float32).max)  # in another order, a part of the sum may be too large
         if any(item in self.stepped for item in node.all_input_nodes):
             overflow |= finite & (_most_of_codes(a, b, left=operands[0] in self.errors) >= torch.finfo(torch.float32).max)
         return torch.where(overflow, float("inf"), torch.where(finite, (error + tiny) * scale + bias, 0.0))

@@ -17,7 +17,7 @@ CASES = (
     ("zentorch.woq_linear", 4, 32, torch.bfloat16, "qcompile.zentorch_woq_repack_weight.default", 2),
     ("zentorch.dynamic_qlinear", 8, 0, torch.bfloat16, "qcompile.zentorch_prepack.default", 5),
     ("torch.int4pack", 4, 64, torch.float32, "aten._convert_weight_to_int4pack_for_cpu.default", 3),
-    ("torch.int8pack", 8, 0, torch.bfloat16, "aten.view.default", 4),
+    ("torch.int8pack", 8, 0, torch.bfloat16, "aten.view.default", 5),
     ("torch.qlinear_int8", 8, 0, torch.bfloat16, "qcompile.onednn_pack.default", 20),
 )
 VIEWS = ("view", "sym_size", "aten.t.default", "as_strided", "unsqueeze")
