@@ -135,6 +135,8 @@ class Bounds:
             return torch.as_tensor(ea) + ROUNDED
         if name == "amax":
             return torch.as_tensor(ea).amax(*node.args[1:])  # type: ignore[arg-type]
+        if name == "_to_copy" and value.dtype.is_floating_point and isinstance(a, Tensor):  # one may overflow, the other not
+            return torch.where(abs(a) + ea >= torch.finfo(value.dtype).max, float("inf"), torch.as_tensor(ea))
         same = name in SAME_ERROR and value.dtype.is_floating_point  # whole numbers jump, and wrap around
         return torch.as_tensor(ea) if same else torch.full(value.shape, float("inf"), dtype=torch.float64)
 
