@@ -146,11 +146,12 @@ def _differs(part: GraphSite, source: fx.Node, feed: Mapping[fx.Node, Any]) -> s
     drawn = {source: lambda size: sample(value(source), next(seeds), size)}
     slices = Slices([Root(part.original, axes), Root(part.result, axes)], sizes, {**feed, **drawn})
     noise, seen = Noise(), 0
-    for number, ranges in enumerate(itertools.cycle(_ranges(part, slices, sizes, math.prod(shape)))):
+    spans = _ranges(part, slices, sizes, math.prod(shape))
+    for number, ranges in enumerate(itertools.cycle(spans), 1):
         before, after = slices.evaluate(ranges)
         noise.add(before, after)
         seen += before.numel()
-        if seen == 0 or number + 1 >= _MOST_ROUNDS or (seen >= _LEAST_VALUES and number + 1 >= len(ranges)):
+        if seen == 0 or number >= _MOST_ROUNDS or (seen >= _LEAST_VALUES and number >= len(spans)):
             break
     if noise.noise and not noise.db >= ACCEPT_DB:
         least = f"at least {ACCEPT_DB:.0f} is asked for"

@@ -6,11 +6,12 @@ import pytest
 import torch
 from support.graphs import through, with_state
 from support.packed_linears import Block, packed_linear
-from support.spellings import BF16, SPELLINGS, K, N
+from support.spellings import BF16, SPELLINGS, K, N, Written
 
 from qcompile.kernels import kernels
 from qcompile.options import Options
 from qcompile.pipeline import GraphSite, State
+from qcompile.slices import Slices
 
 X = torch.zeros(4, K, dtype=BF16)
 
@@ -77,3 +78,21 @@ def test_one_proof_of_a_rewrite_holds_for_the_same_code_only(monkeypatch: pytest
     sites = decided(Both(), kernels=("reference",))
     assert len({site.site for site in sites}) == 1
     assert proven == ["layers.0", "layers.1"]
+
+
+def test_the_proof_of_a_large_rewrite_looks_at_strips_from_the_first_row_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, k = 8704, 1024
+    seen: list[range] = []
+    evaluate = Slices.evaluate
+
+    def watched(self: Slices, ranges: Any) -> Any:
+        if "m" in ranges:  # a rewrite's proof; kernels and weights are proven without an input
+            seen.append(ranges["n"])
+        return evaluate(self, ranges)
+
+    monkeypatch.setattr(Slices, "evaluate", watched)
+    spelling = next(item for item in SPELLINGS if item.name == "linear of the scaled")
+    model = Written(spelling.forward, {"w": torch.ones(n, k, dtype=torch.int8), "s": torch.rand(n).to(BF16)})
+    with_state(model, torch.zeros(4, k, dtype=BF16), through("choose"), Options(kernels=("reference",)))
+    assert len(seen) >= 8
+    assert seen[0].start == 0 and seen[-1].stop == n
