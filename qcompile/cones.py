@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qcompile.acceptance import Claim, Facts, agrees, examine, out_of_range
 from qcompile.check import is_fixed, random_leaves
@@ -109,10 +109,7 @@ class Reader:
             _remember(key, known)
         guess, facts = known.guess, known.facts
         if not known.leaves.released:
-            feed = {node: constant.tensor for node, constant in self.constants.items()}
-            factors = evaluate([factor for factor, _ in product.post], feed)
-            divides = [divide for _, divide in product.post]
-            wrong = out_of_range(facts, list(zip(factors, divides, strict=True)))
+            wrong = out_of_range(facts, self._factors(product))
             if wrong:
                 return wrong
         proposal, inputs = self._proposal(product, leaves, guess)
@@ -120,6 +117,14 @@ class Reader:
         proposal = in_order(proposal) if facts.straight else proposal
         unpacking = f"{guess.text} {proposal.bits} {structure}"
         return Reading(proposal, guess.reader, inputs, facts.zero_range, facts.scale_dtype, unpacking)
+
+    def _factors(self, product: Product) -> list[tuple[Tensor, bool]]:
+        """The values of what scales the product's result, each with whether it divides."""
+        if not product.post:
+            return []
+        feed = {node: constant.tensor for node, constant in self.constants.items()}
+        values = evaluate([factor for factor, _ in product.post], feed)
+        return [(value, divides) for value, (_, divides) in zip(values, product.post, strict=True)]
 
     def _read_anew(self, product: Product, leaves: Sequence[fx.Node], structure: str) -> tuple[_Guess, Facts] | str:
         """The guess from another weight of the structure, if it holds for this one, too; otherwise the first that does."""

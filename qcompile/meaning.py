@@ -239,14 +239,9 @@ Verdict = tuple[str, float | None]
 
 def sqnr_db(signal: Tensor, other: Tensor) -> float:
     """Signal to quantization noise in dB, 10 log10(sum s^2 / sum (s - o)^2); inf when equal, nan when either has NaN."""
-    wide = signal.to(torch.float64)
-    noise = (wide - other.to(torch.float64)).square().sum()
-    power = wide.square().sum()
-    if not bool(torch.isfinite(noise + power)):
-        return float("nan")
-    if float(noise) == 0.0:
-        return float("inf")
-    return float(10 * torch.log10(power / noise))
+    both = Noise()
+    both.add(signal, other)
+    return both.db
 
 
 class Noise:

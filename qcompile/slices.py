@@ -61,13 +61,6 @@ class Slices:
         found += [axis.per.denominator for needs in self._needs.values() for axis in needs.get(label, {}).values() if axis]
         return math.lcm(1, *found)
 
-    def follows(self, label: str) -> bool:
-        """Whether nothing large (a tenth of the largest node that the label runs along, or more) is computed as a whole."""
-        sizes = {node: value(node).numel() for node in self._axes if isinstance(value(node), Tensor)}
-        sliced = [sizes[node] for node in sizes if label in self._axes[node]]
-        whole = [sizes[node] for node in sizes if label not in self._axes[node] and node not in self.feed]
-        return bool(sliced) and max((hint(size) for size in whole), default=0) * 10 <= max(hint(size) for size in sliced)
-
     def evaluate(self, ranges: Mapping[str, range]) -> list[Any]:
         """The roots' values for these ranges; a label without one counts whole."""
         spans = {label: ranges.get(label, range(size)) for label, size in self.sizes.items()}

@@ -14,6 +14,7 @@ from support.packed_linears import packed_linear
 from torch import Tensor, fx, nn
 
 import qcompile
+from qcompile.compilation import _boxed
 from qcompile.meaning import sqnr_db
 
 library: Any = transformers
@@ -56,13 +57,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is handed over to Inductor runs in the interpreter."""
 
     def compile_inner(gm: fx.GraphModule, *_: Any, **__: Any) -> Callable[[list[Any]], Any]:
-        def call(args: list[Any]) -> Any:
-            given = list(args)
-            args.clear()
-            return gm(*given)
-
-        call._boxed_call = True  # type: ignore[attr-defined]
-        return call
+        return _boxed(gm)
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", compile_inner)
 
