@@ -1,6 +1,6 @@
-"""`python -m fuzz GENERATOR --minutes 30 --seed 0`: runs cases in a child process, counts what came of them, prints every bad one.
+"""`python -m fuzz GENERATOR --minutes 30 --seed 0`: runs cases in child processes, counts what came of them, prints every bad one.
 
-The generators: graphs, kernels, folders, cache_files. A case that ends or hangs the child is named, and the next child goes on
+The generators: graphs, kernels, folders, cache_files. A case that ends or hangs a child is named, and the next child goes on
 behind it. Exit status 1 if any case was bad.
 """
 
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,12 +23,12 @@ EVERY = 30  # seconds between two lines of progress
 
 
 class Child:
-    """A process that runs cases from `first` on, and what it says."""
+    """A process that runs the cases `first`, `first + step` and so on, and what it says."""
 
-    def __init__(self, generator: str, first: int, folder: Path, log: IO[bytes]) -> None:
+    def __init__(self, generator: str, first: int, step: int, folder: Path, log: IO[bytes]) -> None:
         # Decisions follow the built-in estimates, so that a seed means the same everywhere.
         env = {**os.environ, "QCOMPILE_MEASURE": "0", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "fuzz.child", generator, str(first), str(folder)]
+        command = [sys.executable, "-m", "fuzz.child", generator, str(first), str(step), str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=env)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -57,57 +58,73 @@ class Child:
 
 
 class Run:
-    """Counts of one generator (the name of its module), until the time is over or `most` seeds are done."""
+    """Counts of one generator (the name of its module), until the time is over or `most` seeds are done.
 
-    def __init__(self, generator: str, first: int, minutes: float, most: int) -> None:
-        self.generator, self.first, self.most = generator, first, most
+    `jobs` children run side by side; child k takes every `jobs`-th seed from `first + k` on.
+    """
+
+    def __init__(self, generator: str, first: int, minutes: float, most: int, jobs: int = 1) -> None:
+        self.generator, self.first, self.most, self.jobs = generator, first, most, jobs
         self.name = generator.rpartition(".")[2]
         self.begun = time.monotonic()
         self.until = self.begun + minutes * 60
         self.said = self.begun
         self.counts: Counter[str] = Counter()
         self.seeds = 0
+        self.lock = threading.Lock()
 
     def go(self) -> bool:
         """Whether every case was fine."""
         with tempfile.TemporaryDirectory(prefix="qcompile-fuzz-") as place:
-            while self.on():
-                self._one_child(Path(place))
+            jobs = [threading.Thread(target=self._job, args=(k, Path(place) / f"job-{k}")) for k in range(self.jobs)]
+            for job in jobs:
+                job.start()
+            for job in jobs:
+                job.join()
         self.tell("done")
         return not any(self.counts[kind] for kind in BAD)
 
-    def on(self) -> bool:
-        return time.monotonic() < self.until and self.seeds < self.most
+    def _job(self, k: int, place: Path) -> None:
+        place.mkdir()
+        seed = self.first + k
+        while self._on(seed):
+            seed = self._one_child(seed, place)
 
-    def _one_child(self, place: Path) -> None:
+    def _on(self, seed: int) -> bool:
+        return time.monotonic() < self.until and seed < self.first + self.most
+
+    def _one_child(self, seed: int, place: Path) -> int:
+        """Runs cases from `seed` on until the child ends; the seed to go on with."""
         with (place / "stderr").open("w+b") as log:
-            child = Child(self.generator, self.first + self.seeds, place / "case", log)
+            child = Child(self.generator, seed, self.jobs, place / "case", log)
             try:
-                while self.on():
+                while self._on(seed):
                     begins = child.says(PATIENCE)
                     answer = child.says(PATIENCE) if begins is not None else None
                     if answer is None:
                         status = child.process.wait()
                         log.seek(0)
-                        self.count(
-                            "crash", f"the process ended with status {status}\n{log.read()[-4000:].decode(errors='replace')}", 1
-                        )
-                        return
-                    self.count(str(answer["kind"]), str(answer["detail"]), int(str(answer["cases"])))
+                        said = log.read()[-4000:].decode(errors="replace")
+                        self._count(seed, "crash", f"the process ended with status {status}\n{said}", 1)
+                        return seed + self.jobs
+                    self._count(seed, str(answer["kind"]), str(answer["detail"]), int(str(answer["cases"])))
+                    seed += self.jobs
             except TimeoutError:
-                self.count("crash", f"nothing for {PATIENCE} s", 1)
+                self._count(seed, "crash", f"nothing for {PATIENCE} s", 1)
+                seed += self.jobs
             finally:
                 child.end()
+        return seed
 
-    def count(self, kind: str, detail: str, cases: int) -> None:
-        seed = self.first + self.seeds
-        self.seeds += 1
-        self.counts[kind] += cases
-        if kind in BAD:
-            print(f"--- {kind}: python -m fuzz {self.name} --seed {seed} --count 1\n{detail}\n", flush=True)
-        if time.monotonic() - self.said > EVERY:
-            self.said = time.monotonic()
-            self.tell("so far")
+    def _count(self, seed: int, kind: str, detail: str, cases: int) -> None:
+        with self.lock:
+            self.seeds += 1
+            self.counts[kind] += cases
+            if kind in BAD:
+                print(f"--- {kind}: python -m fuzz {self.name} --seed {seed} --count 1\n{detail}\n", flush=True)
+            if time.monotonic() - self.said > EVERY:
+                self.said = time.monotonic()
+                self.tell("so far")
 
     def tell(self, when: str) -> None:
         numbers = ", ".join(
@@ -126,8 +143,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="for each generator")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--count", type=int, default=1 << 62, help="how many seeds at most")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cases side by side (one for each processor)"
+    )
     given = parser.parse_args()
-    fine = [Run(f"fuzz.{name}", given.seed, given.minutes, given.count).go() for name in given.generators]
+    fine = [Run(f"fuzz.{name}", given.seed, given.minutes, given.count, given.jobs).go() for name in given.generators]
     return 0 if all(fine) else 1
 
 

@@ -121,3 +121,20 @@ def test_a_case_that_ends_the_process_is_named_and_the_next_ones_run(
     assert "--seed 12 --count 1\nthe process ended with status 9\n" in said and "ValueError: thirteen" in said
     assert "dies done: 42 cases, 6 seeds" in said and os.linesep in said
     assert Run("dies", first=20, minutes=5, most=2).go()
+
+
+def test_children_side_by_side_share_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dies_too.py").write_text(DIES)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    run = Run("dies_too", first=10, minutes=5, most=7, jobs=3)
+    assert not run.go()
+    assert dict(run.counts) == {"right": 40, "wrong": 10, "crash": 2}
+    said = capfd.readouterr().out
+    assert [line for line in sorted(said.splitlines()) if line.startswith("---")] == [
+        "--- crash: python -m fuzz dies_too --seed 12 --count 1",
+        "--- crash: python -m fuzz dies_too --seed 13 --count 1",
+        "--- wrong: python -m fuzz dies_too --seed 11 --count 1",
+    ]
+    assert "dies_too done: 52 cases, 7 seeds" in said
