@@ -29,6 +29,7 @@ def apply(state: State) -> None:
     for node in list(state.graph.nodes):
         if node in state.unread:
             _decline(state, node, _leaf(state, node, constant), state.unread[node])
+            _explained(state, _low_bit(state, _weight_operand(state, node, constant)))
             continue
         if not is_call(node, *PRODUCTS):
             continue
@@ -38,6 +39,7 @@ def apply(state: State) -> None:
             log.debug("product %s could not be read", node.name, exc_info=True)
             if _is_about_low_bit(state, node, constant):
                 _decline(state, node, _leaf(state, node, constant), f"could not be read: {brief(error)}")
+                _explained(state, _low_bit(state, _weight_operand(state, node, constant)))
 
 
 def _leaf(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:
@@ -56,7 +58,7 @@ def _is_about_low_bit(state: State, node: fx.Node, constant: set[fx.Node]) -> bo
 def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -> None:
     product = find_product(node, constant)
     weight = product.weight if isinstance(product, Product) else _weight_operand(state, node, constant)
-    low = low_bit_leaves(leaves_of(weight, state.constants)) if weight is not None else []
+    low = _low_bit(state, weight)
     if isinstance(product, Product) and low:
         reading = reader.read(product)
         if isinstance(reading, str):
@@ -74,6 +76,16 @@ def _look(state: State, node: fx.Node, constant: set[fx.Node], reader: Reader) -
         state.dense.extend(state.constants[leaf].path for leaf in leaves_of(product.weight, state.constants)[:1])
     else:
         _decline_changing(state, node)
+    _explained(state, low)
+
+
+def _low_bit(state: State, weight: fx.Node | None) -> list[fx.Node]:
+    """The low-bit leaves of a weight: its codes, and scales in float8."""
+    return [] if weight is None else low_bit_leaves(leaves_of(weight, state.constants))
+
+
+def _explained(state: State, leaves: list[fx.Node]) -> None:
+    state.explained.update(id(state.constants[leaf].tensor) for leaf in leaves)
 
 
 def _weight_operand(state: State, node: fx.Node, constant: set[fx.Node]) -> fx.Node | None:

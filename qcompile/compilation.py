@@ -177,9 +177,7 @@ class Compilation:
 
     def _unexplained(self, pristine: fx.Graph, decided: Sequence[SiteReport], state: State) -> list[SiteReport]:
         """Rows about low-bit constants that the passes have not met, or not as weights."""
-        parts = [part for site in state.sites for part in site.parts or (site,)]
-        explained = {id(state.constants[leaf].tensor) for part in parts for leaf in part.leaves if leaf in state.constants}
-        explained.update(row.identity for row in decided if isinstance(row.identity, int))
+        explained = state.explained | {row.identity for row in decided if isinstance(row.identity, int)}
         refused = {node.name: reason for node, reason in state.refused.items()}
         try:
             constants = aot_constants(pristine, self.gm, self.outer)

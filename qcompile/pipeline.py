@@ -109,6 +109,7 @@ class State:
     others: list[SiteReport] = field(default_factory=list)  # decisions about what is no quantized linear (attention, dense)
     dense: list[str] = field(default_factory=list)  # paths of dense linears, which are left alone
     refused: dict[fx.Node, str] = field(default_factory=dict)  # low-bit inputs that are no constants, and why
+    explained: set[int] = field(default_factory=set)  # ids of the low-bit tensors of weights that have a row
     unread: dict[fx.Node, str] = field(default_factory=dict)  # products that could not be written as one, and why
     folded: dict[fx.Node, Folded] = field(default_factory=dict)  # graph inputs that `fold` made
     fuel: int | None = None

@@ -19,6 +19,7 @@ from qcompile.errors import ReleasedWeightError
 from qcompile.graph import Constant, evaluate, is_released, is_size, literal, structural_key, subgraph
 from qcompile.memory import page_out, retired, trim
 from qcompile.shelf import Shelf, discard, reset
+from qcompile.strips import in_strips, is_foreign, is_large_matrix
 from qcompile.watch import Leaves
 
 # Packing a weight of this many bytes leaves a multiple of them behind, freed but still held by the C library.
@@ -88,13 +89,21 @@ class Recipe:
         for path, leaf in zip(self.paths, leaves, strict=True):
             if is_released(leaf):
                 raise ReleasedWeightError(path)
-        values = evaluate(self.roots, dict(zip(self.inputs, leaves, strict=True)))
+        feed = dict(zip(self.inputs, leaves, strict=True))
+        for node in self._large():
+            feed[node] = in_strips(node, feed)
+        values = evaluate(self.roots, feed)
         made = tuple(self._own(item, leaves) for item in values)
         for leaf in leaves:
             page_out(leaf)
         if sum(item.nbytes for item in made) >= _WORTH_TRIMMING:
             trim()
         return made
+
+    def _large(self) -> list[fx.Node]:
+        """Large matrices that a packing operator takes, codes of a wide layer say: all that they are made of need not be held."""
+        taken = [parent for node in self.graph.nodes if is_foreign(node) for parent in node.all_input_nodes]
+        return [node for node in dict.fromkeys(taken) if node not in self.inputs and is_large_matrix(node)]
 
     def _own(self, item: Any, leaves: Sequence[Tensor]) -> Tensor:
         if not isinstance(item, Tensor):

@@ -97,6 +97,8 @@ def _sentence(user: fx.Node, operand: fx.Node, leaf: fx.Node) -> str:
     if namespace not in _OWN:
         # Of an operator that is called through another one, the first argument is a function.
         inner = next((item for item in user.args if isinstance(item, torch._ops.OpOverload)), None)
+        if inner is None and namespace == "":
+            return f"it is used inside {operator} (a branch, or the body of a loop), where linears are not rewritten"
         called = operator if inner is None else f"{operator}({inner})"
         return f"its weight goes into {called}, an operator that qcompile cannot read"
     at = _WEIGHT_AT.get(name)

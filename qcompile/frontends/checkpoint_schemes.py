@@ -11,6 +11,8 @@ from qcompile.errors import UnsupportedSchemeError
 METHODS = ("compressed-tensors", "gptq", "awq")
 # compressed-tensors wrote its entry under this name before it became `quantization_config`.
 LEGACY_NAME = "compression_config"
+# Names of a layer's class and of those that it is derived from.
+Kinds = tuple[str, ...]
 NAMES = ("quantization_config", LEGACY_NAME)
 
 
@@ -38,9 +40,9 @@ class Scheme:
     output_activations: Any
 
 
-def scheme_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> Scheme:
+def scheme_of(entry: Mapping[str, Any], path: str, kinds: Kinds = ("Linear",)) -> Scheme:
     """The scheme of the group whose targets name the layer most closely; UnsupportedSchemeError if none does."""
-    group = group_of(entry, path, class_name)
+    group = group_of(entry, path, kinds)
     if group is None:
         raise UnsupportedSchemeError(
             path, "without a config group", ["layers that a config group's targets name"], "Repair config.json."
@@ -50,7 +52,7 @@ def scheme_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -
     return Scheme(str(form), **parts)
 
 
-def group_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> Mapping[str, Any] | None:
+def group_of(entry: Mapping[str, Any], path: str, kinds: Kinds = ("Linear",)) -> Mapping[str, Any] | None:
     """The config group of a layer, as compressed-tensors chooses among several.
 
     A target that is its name counts before a pattern, a pattern before its class; of several patterns the first in the alphabet; of
@@ -60,36 +62,36 @@ def group_of(entry: Mapping[str, Any], path: str, class_name: str = "Linear") ->
     groups: Iterable[Mapping[str, Any]] = entry.get("config_groups", {}).values()
     for group in groups:
         for target in group.get("targets", ()):
-            closeness = _closeness(target, path, class_name)
+            closeness = _closeness(target, path, kinds)
             if closeness < len(_WAYS) and (best[1] is None or (closeness, target) <= best[0]):
                 best = (closeness, target), group
     return best[1]
 
 
-def ignores(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> bool:
+def ignores(entry: Mapping[str, Any], path: str, kinds: Kinds = ("Linear",)) -> bool:
     """Whether the entry's `ignore` names the layer."""
-    return any(_closeness(target, path, class_name) < len(_WAYS) for target in entry.get("ignore") or ())
+    return any(_closeness(target, path, kinds) < len(_WAYS) for target in entry.get("ignore") or ())
 
 
-def promises(entry: Mapping[str, Any], path: str, class_name: str = "Linear") -> bool:
+def promises(entry: Mapping[str, Any], path: str, kinds: Kinds = ("Linear",)) -> bool:
     """Whether a target names the layer as compressed-tensors reads targets (not by the end of its name), and `ignore` does not."""
     groups: Iterable[Mapping[str, Any]] = entry.get("config_groups", {}).values()
     targets = [target for group in groups if group.get("weights") is not None for target in group.get("targets", ())]
-    found = {_closeness(target, path, class_name) for target in targets}
-    return bool(found & {0, 2, 3}) and not ignores(entry, path, class_name)
+    found = {_closeness(target, path, kinds) for target in targets}
+    return bool(found & {0, 2, 3}) and not ignores(entry, path, kinds)
 
 
 # How a target can name a layer, the closest way first.
-_WAYS: tuple[Callable[[str, str, str], bool], ...] = (
+_WAYS: tuple[Callable[[str, str, Kinds], bool], ...] = (
     lambda target, path, _: target == path,
     lambda target, path, _: path.endswith(f".{target}"),
     lambda target, path, _: target.startswith("re:") and re.match(target.removeprefix("re:"), path) is not None,
-    lambda target, _, class_name: target == class_name,
+    lambda target, _, kinds: target in kinds,
 )
 
 
-def _closeness(target: str, path: str, class_name: str) -> int:
-    return next((number for number, way in enumerate(_WAYS) if way(target, path, class_name)), len(_WAYS))
+def _closeness(target: str, path: str, kinds: Kinds) -> int:
+    return next((number for number, way in enumerate(_WAYS) if way(target, path, kinds)), len(_WAYS))
 
 
 def _arguments(given: Mapping[str, Any] | None) -> Any:

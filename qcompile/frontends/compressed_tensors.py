@@ -32,6 +32,7 @@ WAY_OUT = (
     "Load it dense with from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True)), or leave these layers "
     "out of the quantization."
 )
+OFFLOADED = "accelerate has wrapped its forward for offloading: left as it is"
 NO_LINEAR = "quantized, but no Linear: decompressed to dense"
 
 
@@ -64,8 +65,22 @@ def prepare(model: nn.Module, strict: bool = False) -> None:
         warnings.warn(ALREADY_DENSE_WARNING.format(count=len(dense), example=dense[0]), stacklevel=3)
     if wrapped:
         warnings.warn(OFFLOADED_WARNING.format(count=len(wrapped), example=wrapped[0]), stacklevel=3)
-    if dense or wrapped or not packed:
+    for path, module in packed:
+        if path in wrapped:
+            notes.decline(module, notes.Declined(OFFLOADED, _form(module), *_sizes(module)))
+    packed = [(path, module) for path, module in packed if path not in wrapped]
+    if dense or not packed:
         return
+    plans, others = _planned(model, packed, strict)
+    still_packed = [module for module, why in others if not _made_dense(module, why)]
+    for each in plans:
+        _apply(each)
+    if not still_packed and not wrapped:
+        _remove_hooks(model)
+
+
+def _planned(model: nn.Module, packed: list[tuple[str, Any]], strict: bool) -> tuple[list[Plan], list[tuple[Any, str]]]:
+    """(plans, modules that get none with the reason)"""
     plans: list[Plan] = []
     others: list[tuple[Any, str]] = []
     for path, module in packed:
@@ -80,18 +95,13 @@ def prepare(model: nn.Module, strict: bool = False) -> None:
             if strict or isinstance(error, LostWeightError):
                 raise
             others.append((module, str(error)))
-    still_packed = [module for module, why in others if not _made_dense(module, why)]
-    for each in plans:
-        _apply(each)
-    if not still_packed:
-        _remove_hooks(model)
+    return plans, others
 
 
 def _made_dense(module: Any, why: str) -> bool:
     """Have the library decompress one layer, and note it; False if the library cannot, which leaves the layer as it was."""
-    scheme = module.__dict__["quantization_scheme"]
-    form = f"compressed-tensors {_text(scheme.format)}"
-    n, k = int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0))
+    scheme, form = module.__dict__["quantization_scheme"], _form(module)
+    n, k = _sizes(module)
     try:
         import_module("compressed_tensors.compressors").decompress_module(module)
     except Exception as error:  # whatever the library says about a layer that it made itself
@@ -126,6 +136,15 @@ def _apply(plan: Plan) -> None:
 
 def _weights(module: nn.Module) -> Any:
     return getattr(module.__dict__.get("quantization_scheme"), "weights", None)
+
+
+def _form(module: nn.Module) -> str:
+    return f"compressed-tensors {_text(module.__dict__['quantization_scheme'].format)}"
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    """[N, K], 0 where that is not known."""
+    return int(getattr(module, "out_features", 0)), int(getattr(module, "in_features", 0))
 
 
 def _status(module: nn.Module) -> str:

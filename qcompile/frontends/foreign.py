@@ -3,6 +3,7 @@
 Only such layers need that library; everything else loads without it.
 """
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from qcompile.errors import CONFIG_WAY_OUT, CheckpointError, UnsupportedSchemeError, WeightError
 from qcompile.frontends.completeness import Stored
 from qcompile.frontends.compressed_tensors import KNOWN_SCHEMES
+from qcompile.frontends.other_layers import SHAPE
 
 WAY_OUT = "Install compressed-tensors (pip install compressed-tensors), which makes such layers dense, or leave them out."
 
@@ -44,10 +46,11 @@ def attach(module: nn.Module, scheme: Any) -> None:
 
 
 def sizes(module: Any) -> tuple[int, int]:
-    """[N, K] of a Linear's weight, or of an embedding's table."""
+    """[N, K] of a layer's weight, an embedding's table say; of more dimensions the last ones count as one."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    return int(module.num_embeddings), int(module.embedding_dim)
+    shape = module.__dict__.get(SHAPE) or module.weight.shape
+    return int(shape[0]), math.prod(shape[1:])
 
 
 def need_parts(path: str, n: int, k: int, parts: Stored, scheme: Any) -> None:
@@ -85,11 +88,10 @@ def settle(module: Any, path: str, dtype: torch.dtype) -> None:
     module.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     try:
         with torch.no_grad():
-            module(
-                torch.zeros(1, shape[1], dtype=dtype, device=weight.device)
-                if isinstance(module, nn.Linear)
-                else torch.zeros(1, dtype=torch.int64, device=weight.device)
-            )
+            if isinstance(module, nn.Linear):
+                module(torch.zeros(1, shape[1], dtype=dtype, device=weight.device))
+            elif isinstance(module, nn.Embedding):
+                module(torch.zeros(1, dtype=torch.int64, device=weight.device))
     except Exception as error:  # whatever the library says about a layer that it made itself
         raise _cannot(path, f"{type(error).__name__}: {error}"[:200]) from error
 

@@ -16,7 +16,8 @@ from qcompile.frontends.checkpoint_schemes import group_of, ignores, scheme_of
 from qcompile.frontends.completeness import PARTS, Stored, compared
 from qcompile.frontends.experts import DequantizeMerged, declined, version_of_merged
 from qcompile.frontends.folder import headers
-from qcompile.frontends.grouped_entry import need_as_configured, need_order
+from qcompile.frontends.grouped_entry import need_as_configured, need_order, overrides
+from qcompile.frontends.other_layers import SHAPE, become_linear, give_back, loaded, loading, pose_as_linear, transposed
 from qcompile.frontends.session import Session, current
 
 METHOD = "qcompile"
@@ -29,31 +30,6 @@ class Config(QuantizationConfigMixin):
     def __init__(self, entry: dict[str, Any] | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.entry = entry or {}
-
-
-class LoadingLinear(nn.Linear):
-    """A Linear without `weight` while its packed tensors are being read; a model's own initialisation may look at it."""
-
-    @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
-        return _stand_in(self.out_features, self.in_features)
-
-
-class LoadingEmbedding(nn.Embedding):
-    """The same for an embedding."""
-
-    @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
-        return _stand_in(self.num_embeddings, self.embedding_dim)
-
-
-LOADING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: LoadingLinear, nn.Embedding: LoadingEmbedding}
-
-
-def _stand_in(*shape: int) -> torch.Tensor:
-    found = torch.empty(shape, dtype=torch.get_default_dtype(), device="meta")
-    found._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers then leaves it alone
-    return found
 
 
 # Typed as Any: transformers annotates its abstract methods in ways that no subclass of its own satisfies.
@@ -99,13 +75,15 @@ class Quantizer(Base):  # type: ignore[misc]
         session, entry = current(), entry_of(self)
         model.config.quantization_config = entry
         for path in session.foreign:
-            foreign.attach(_unstand(model.get_submodule(path)), session.schemes[path])
+            foreign.attach(loaded(model.get_submodule(path)), session.schemes[path])
         try:
             FRONT_DOORS[entry["quant_method"]](model, strict=True)
             if entry["quant_method"] == "gptq":
                 need_order(model, session)
         except WeightError as error:
             raise session.error(error) from error
+        for path, lent in session.lent.items():
+            give_back(model.get_submodule(path), lent, entry["quant_method"], model.dtype)
         for path in session.foreign:
             foreign.settle(model.get_submodule(path), path, session.dtypes[path])
         for path, count in session.merged.items():
@@ -130,23 +108,39 @@ def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
     """Give one module the parameters that its front door or its library expects; WeightError if the files hold others."""
     entry = session.entry or {}
     module: nn.Module = model.get_submodule(path)
-    holder: Any = module
-    kind = type(module).__name__
-    if type(module) not in LOADING or (entry["quant_method"] != "compressed-tensors" and not isinstance(module, nn.Linear)):
-        known, where = ["Linear layers"], f"{session.file_of(f'{path}.qweight')}: {path}"
-        raise UnsupportedSchemeError(where, f"a quantized {type(module).__name__}", known, "Quantize it without this layer.")
-    if entry["quant_method"] != "compressed-tensors":
-        need_as_configured(path, module, parts, entry)
-        _give_parameters(module, parts)
-        holder.qcompile_loaded = True
-        _check_meta(path, module, entry["quant_method"])
+    if entry["quant_method"] == "compressed-tensors":
+        _ready_compressed(model, path, module, parts, session)
         return
-    group = _group(path, entry, kind, session)
+    if not become_linear(module):
+        n, k = _stored_sizes(path, parts, entry)
+        session.lent[path] = pose_as_linear(path, module, n, k)
+    need_as_configured(path, module, parts, entry)
     _give_parameters(module, parts)
-    holder.quantization_scheme = scheme_of(entry, path, kind)
+    module.__dict__["qcompile_loaded"] = True
+    _check_meta(path, module, entry["quant_method"])
+
+
+def _stored_sizes(path: str, parts: Stored, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """[N, K] of the weight that a GPTQ or AWQ layer's tensors hold."""
+    if not {"qweight", "scales"} <= set(parts) or len(parts["scales"].shape) != 2:
+        raise WeightError(f"{path}.qweight", "qweight and scales of two dimensions", "others")
+    words = parts["qweight"].shape[0]
+    bits = int({**entry, **overrides(entry, path)}["bits"])
+    return parts["scales"].shape[1], words if entry["quant_method"] == "awq" else words * 32 // bits
+
+
+def _ready_compressed(model: Any, path: str, module: nn.Module, parts: Stored, session: Session) -> None:
+    entry, kinds = session.entry or {}, _kinds(module)
+    holder: Any = module
+    if transposed(module) is False:
+        become_linear(module)
+    group = _group(path, entry, kinds, session)
+    is_linear = type(module) is nn.Linear
+    _give_parameters(module, parts)
+    holder.quantization_scheme = scheme_of(entry, path, kinds)
     holder.quantization_status = "compressed"
     try:
-        if not isinstance(module, nn.Linear):
+        if not is_linear:
             raise UnsupportedSchemeError(path, "of a layer that is no Linear", compressed_tensors.KNOWN_SCHEMES, "")
         compressed_tensors.plan(path, module, model)
         _need_parts(path, parts, *compressed_tensors.parts_of(holder.quantization_scheme))
@@ -158,12 +152,17 @@ def _ready(model: Any, path: str, parts: Stored, session: Session) -> None:
         del holder.quantization_scheme, holder.quantization_status
 
 
-def _group(path: str, entry: Mapping[str, Any], class_name: str, session: Session) -> Mapping[str, Any]:
-    group, file = group_of(entry, path, class_name), f"{session.folder}/config.json"
+def _kinds(module: nn.Module) -> tuple[str, ...]:
+    """The names of its class and of those that this one is derived from, any of which a target may mean."""
+    return tuple(kind.__name__ for kind in type(module).__mro__ if issubclass(kind, nn.Module))
+
+
+def _group(path: str, entry: Mapping[str, Any], kinds: tuple[str, ...], session: Session) -> Mapping[str, Any]:
+    group, file = group_of(entry, path, kinds), f"{session.folder}/config.json"
     if group is None or group.get("weights") is None:
         what, expected = "quantization_config.config_groups", f"a group with weights whose targets name {path}"
         raise CheckpointError(file, what, expected, "none, though the files hold it quantized", CONFIG_WAY_OUT)
-    if ignores(entry, path, class_name):
+    if ignores(entry, path, kinds):
         what, expected = "quantization_config.ignore", "layers that the files hold dense"
         raise CheckpointError(file, what, expected, f"{path}, which they hold quantized", CONFIG_WAY_OUT)
     return group
@@ -196,22 +195,15 @@ def _check_meta(path: str, module: Any, method: str) -> None:
 
 
 def _give_parameters(module: Any, parts: Stored) -> None:
-    kind = type(module)
+    kind, shape = type(module), tuple(module.weight.shape)
     names = [name for name in parts if name != "bias"]
     if "bias" in parts and module._parameters.get("bias") is None:
         names.append("bias")
     del module.weight
     if "weight" not in parts:
-        module.__class__ = LOADING[kind]
+        module.__dict__[SHAPE] = shape
+        module.__class__ = loading(kind)
     for name in names:
         module._parameters.pop(name, None)
         empty = torch.empty(parts[name].shape, dtype=parts[name].dtype, device="meta")
         module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
-
-
-def _unstand(module: Any) -> Any:
-    """The module with its own class again."""
-    for plain, stand_in in LOADING.items():
-        if type(module) is stand_in:
-            module.__class__ = plain
-    return module

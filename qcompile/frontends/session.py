@@ -10,6 +10,7 @@ import torch
 
 from qcompile.errors import CheckpointError, QCompileError, WeightError
 from qcompile.frontends.folder import Headers
+from qcompile.frontends.other_layers import Lent
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Session:
     problem   an error of ours that transformers caught
     foreign   layers that the library which made the checkpoint has to make dense, by path, and why
     schemes, dtypes  the library's scheme of such a layer, and the dtype that its weight gets, by path
+    lent      layers that are no linears and pose as one while they are read, by path
     version, version_note  GPTQ's zero-point convention of merged layers, and how it was decided
     merged    how many quantized layers of a module were made dense because transformers keeps them in one tensor, by path
     """
@@ -36,6 +38,7 @@ class Session:
     foreign: dict[str, str] = field(default_factory=lambda: {})
     schemes: dict[str, Any] = field(default_factory=lambda: {})
     dtypes: dict[str, torch.dtype] = field(default_factory=lambda: {})
+    lent: dict[str, Lent] = field(default_factory=lambda: {})
     version: int = 0
     version_note: str = ""
     merged: dict[str, int] = field(default_factory=lambda: {})

@@ -49,10 +49,9 @@ class Found:
     def codebook(self) -> str:
         return self.kind if self.kind in CODE_BOOKS else ""
 
-    def scales(self, tensors: Sequence[Tensor], dense: Tensor, rows: Tensor | None = None) -> Tensor:
-        """[N, K / group] from the tensors of the scale's parts, for the dense weight [N, K]; or some rows of it."""
-        n, k = dense.shape
-        values = self.scale.values(tensors, n, k, dense.device, rows)
+    def scales(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device, rows: Tensor | None = None) -> Tensor:
+        """[N, K / group] from the tensors of the scale's parts, for a dense weight [N, K]; or some rows of it."""
+        values = self.scale.values(tensors, n, k, device, rows)
         return values.to(torch.float32) * 0.5 if self.kind == HALVES else values
 
 
@@ -90,17 +89,19 @@ def _entries(steps: Tensor, codebook: str) -> Tensor:
 
 
 class Weight:
-    """A dense weight [N, K] that is compared with scales, first a few rows of it, then all.
+    """A dense weight [N, K] that is compared with scales, first a few rows of it, then all that are given.
 
-    tensors: the candidates for scales and group indices
+    dense: its rows, or those that `rows` names of n; tensors: the candidates for scales and group indices
     """
 
-    def __init__(self, dense: Tensor, tensors: Sequence[Tensor]) -> None:
-        self.dense, self.tensors = dense, tensors
-        self.n, self.k = dense.shape
+    def __init__(self, dense: Tensor, tensors: Sequence[Tensor], n: int | None = None, rows: Tensor | None = None) -> None:
+        self.dense, self.tensors, self.rows = dense, tensors, rows
+        given, self.k = dense.shape
+        self.n = given if n is None else n
         self.rounded = rounded_to(dense)
-        self.sampled = torch.linspace(0, self.n - 1, min(self.n, _SAMPLED_ROWS), dtype=torch.float32, device="cpu").long()
-        self.sample = dense.index_select(0, self.sampled).to(torch.float32)
+        few = torch.linspace(0, given - 1, min(given, _SAMPLED_ROWS), dtype=torch.float32, device="cpu").long()
+        self.sample = dense.index_select(0, few).to(torch.float32)
+        self.sampled = few if rows is None else rows[few]
         self._known_orders: dict[int, dict[int, Tensor]] = {}
 
     def near(self, tried: Iterable[Scale], kind: str) -> list[Found]:
@@ -123,11 +124,12 @@ class Weight:
                 yield found
 
     def _fitted(self, guess: Found, rows: Tensor | None) -> Found | None:
-        """The guess with the bits that all rows need, or some; None where they are not of its kind."""
-        scales = guess.scales([self.tensors[part.candidate] for part in guess.scale.parts], self.dense, rows)
+        """The guess with the bits that the given rows need (None: all there are); None where they are not of its kind."""
+        tensors = [self.tensors[part.candidate] for part in guess.scale.parts]
+        scales = guess.scales(tensors, self.n, self.k, self.dense.device, self.rows if rows is None else rows)
         perm = None if guess.index is None else self._orders(self.k // guess.scale.group)[guess.index]
         if rows is None:
-            pieces = list(row_pieces(self.n, self.k))
+            pieces = list(row_pieces(self.dense.shape[0], self.k))
             parts: Iterable[Tensor] = (self.dense[piece].to(torch.float32) for piece in pieces)
             width = self._width(parts, [scales[piece] for piece in pieces], guess.scale.group, guess.kind, perm)
         else:

@@ -1,6 +1,7 @@
 """Reads a weight from its values alone: which tensors of its cone are tried as scales, and the proposal made of what was found."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -9,25 +10,35 @@ from qcompile.graph import Constant, evaluate, subgraph, value
 from qcompile.meaning import Operands, all_finite
 from qcompile.products import Product
 from qcompile.readers import Proposal, lattice, unread
+from qcompile.readers.scales import LEAST_GROUP
+from qcompile.slices import Root, Slices, spread
 
 _MOST_CANDIDATES = 24
+_MOST_ELEMENTS, _SPANS = 1 << 22, 16  # of a weight of more elements some rows are looked at, in so many places
+_FEW = 4096
 
 
 class Values:
-    """The dense weight of a product and what it is computed from, by value."""
+    """The dense weight of a product and what it is computed from, by value; of a large one some rows, to hold little memory."""
 
     def __init__(self, product: Product, leaves: Sequence[fx.Node], constants: Mapping[fx.Node, Constant]) -> None:
         self.leaves = tuple(leaves)
         self.inner = subgraph([product.weight], set(leaves))
         self.sizes = _sizes(self.inner)
         self.feed = {leaf: constants[leaf].tensor for leaf in leaves}
-        weight, *tensors = evaluate([product.weight, *_candidates(product, leaves)], self.feed)
-        self.weight = lattice.Weight(weight.t() if product.transposed else weight, tensors)
-        self.finite = all_finite(weight)
+        tensors = evaluate(_candidates(product, leaves), self.feed)
+        dense, rows = _rows(product, self.feed)
+        self.weight = lattice.Weight(dense, tensors, product.n, rows)
+        self.finite = all_finite(dense)
 
     def findings(self) -> Iterator[lattice.Found]:
         """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
-        return lattice.findings(self.weight, self.sizes) if self.finite else iter(())
+        if not self.finite:
+            return
+        for found in lattice.findings(self.weight, self.sizes):
+            yield found
+            if self.weight.rows is not None and not found.codebook:
+                yield from _wider(found)
 
     def reason(self) -> str:
         """Why it does not, or cannot be served."""
@@ -36,15 +47,42 @@ class Values:
         return unread.reason(self.weight, self.sizes, [*self.leaves, *self.inner], [self.feed[leaf] for leaf in self.leaves])
 
 
+def _wider(found: lattice.Found) -> Iterator[lattice.Found]:
+    """The same with more bits, or zero points: rows that were not looked at may need them."""
+    if found.bits == 4 and found.symmetric:
+        yield replace(found, symmetric=False)
+    if found.bits == 4:
+        yield replace(found, bits=8, symmetric=True)
+
+
+def _rows(product: Product, feed: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The dense weight [N, K], or of a large one some rows and their numbers."""
+    n, k, transposed = product.n, product.k, product.transposed
+    if n * k <= _MOST_ELEMENTS:
+        (dense,) = evaluate([product.weight], feed)
+        return (dense.t() if transposed else dense), None
+    slices = Slices([Root(product.weight, {"n": 1 if transposed else 0})], {"n": n}, feed)
+    each = max(1, _MOST_ELEMENTS // (_SPANS * k))
+    spans = spread(n, each, _SPANS, slices.align("n"))
+    parts = [slices.evaluate({"n": span})[0] for span in spans]
+    numbers = torch.cat([torch.arange(span.start, span.stop, dtype=torch.int64, device="cpu") for span in spans])
+    return torch.cat([part.t() if transposed else part for part in parts]), numbers
+
+
 def _candidates(product: Product, leaves: Sequence[fx.Node]) -> list[fx.Node]:
     """Everything small that the weight is computed from, nearest first: a scale that was rounded on the way counts as rounded."""
     inner = subgraph([product.weight], set(leaves))
     small = [
         node
         for node in [*reversed(inner), *leaves]
-        if isinstance(value(node), Tensor) and value(node).numel() * 2 <= product.n * product.k and node is not product.weight
+        if isinstance(value(node), Tensor) and _is_small(value(node).numel(), product) and node is not product.weight
     ]
     return small[:_MOST_CANDIDATES]
+
+
+def _is_small(elements: int, product: Product) -> bool:
+    """Whether so many elements may be scales, or a group index; those of a tiny weight may be many."""
+    return elements * LEAST_GROUP <= product.n * product.k or (elements <= _FEW and elements * 2 <= product.n * product.k)
 
 
 def _sizes(nodes: Sequence[fx.Node]) -> frozenset[int]:
@@ -67,7 +105,7 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
 
     def unpack(tensors: Sequence[Tensor]) -> Operands:
         dense = tensors[0].t() if transposed else tensors[0]
-        scales = found.scales(tensors[1 : 1 + count], dense)
+        scales = found.scales(tensors[1 : 1 + count], *dense.shape, dense.device)
         perm = torch.argsort(tensors[-1].long(), stable=True) if found.index is not None else None
         codes, zeros = lattice.codes_and_zeros(dense, scales, found, perm)
         return Operands(codes, scales, zeros, perm)

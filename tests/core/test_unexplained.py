@@ -200,3 +200,39 @@ def test_layer_that_one_graph_leaves_is_not_counted_as_served() -> None:
     (row,) = qcompile.report().sites
     assert row.kernel is None
     assert "native.int4 in graph" in row.note
+
+
+class InBranches(nn.Module):
+    """The same linear in both branches of a condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.yes, self.no = Layer(), Layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.yes, self.no, (x,))
+
+
+def test_linears_in_branches_have_rows() -> None:
+    model = InBranches()
+    width = next(iter(model.yes.buffers())).shape[-1]
+    sites, _ = rows_of(model, torch.randn(2, width))
+    reason = "it is used inside cond (a branch, or the body of a loop), where linears are not rewritten"
+    assert {(site.module, site.declined) for site in sites} == {("yes", reason), ("no", reason)}
+
+
+def test_a_float8_scale_has_no_row_beside_that_of_its_weight() -> None:
+    """K = 21 in groups of 16: the weight is declined, and its scale, low-bit data of another buffer, is no second weight."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("q", torch.randint(-8, 8, (32, 21), dtype=torch.int8))
+            self.register_buffer("s", (torch.rand(32, 2) + 0.5).to(torch.float8_e4m3fn))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.q.float() * self.s.float().repeat_interleave(16, 1)[:, :21]).t()
+
+    sites, _ = rows_of(Both(), torch.randn(2, 21))
+    (site,) = sites
+    assert site.module == "q" and site.declined.startswith("groups of 16 do not divide K=21")

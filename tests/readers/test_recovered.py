@@ -39,7 +39,7 @@ def recovered(dense: Tensor, tensors: Sequence[Tensor], sizes: Sequence[int] = (
     found = next(findings(Weight(dense, tensors), sizes), None)
     if found is None:
         return None
-    scales = found.scales([tensors[part.candidate] for part in found.scale.parts], dense)
+    scales = found.scales([tensors[part.candidate] for part in found.scale.parts], *dense.shape, dense.device)
     codes, zeros = codes_and_zeros(dense, scales, found, None)
     again = dequantize(codes, scales, zeros, found.scale.group, found.codebook)
     unit = torch.finfo(dense.dtype).eps
@@ -156,7 +156,9 @@ def test_a_scale_keeps_the_dtype_it_is_stored_in() -> None:
     dense = times(indices() - 8, stored.float())
     for tensors in ([wide, stored], [stored, wide], [wide, torch.rand(3), stored]):
         found = next(findings(Weight(dense, tensors)))
-        assert found.scales([tensors[part.candidate] for part in found.scale.parts], dense).dtype is torch.float16
+        assert (
+            found.scales([tensors[part.candidate] for part in found.scale.parts], *dense.shape, dense.device).dtype is torch.float16
+        )
 
 
 def test_group_sizes() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from qcompile.frontends.quantize import quantize
 
@@ -87,7 +88,7 @@ def gptq_folder(
     seed: int = 0,
     ignore: tuple[str, ...] = ("lm_head",),
 ) -> Checkpoint:
-    """A GPTQ folder: every Linear as qweight, qzeros, scales, g_idx (and its bias).
+    """A GPTQ folder: every Linear or Conv1D as qweight, qzeros, scales, g_idx (and its bias).
 
     group -1: one group. v2: stored zero points are the true ones (v1 stores one less). label: what config.json claims as
     checkpoint_format, by default the truth.
@@ -96,12 +97,13 @@ def gptq_folder(
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     for name, module in _linears(model, ignore):
-        k = module.in_features
+        weight = matrix(module)
+        k = weight.shape[1]
         size = k if group == -1 else group
         columns = torch.randperm(k, generator=generator) if act_order else torch.arange(k)
         g_idx = torch.empty(k, dtype=torch.int32)
         g_idx[columns] = torch.arange(k, dtype=torch.int32) // size
-        codes, scales, zeros = round_to_nearest(module.weight.data, g_idx, bits, symmetric)
+        codes, scales, zeros = round_to_nearest(weight, g_idx, bits, symmetric)
         tensors |= {f"{name}.{part}": value for part, value in gptq_tensors(codes, scales, zeros, g_idx, bits, v2).items()}
         _set_dense(module, codes, scales, zeros, g_idx)
     entry = {
@@ -128,8 +130,9 @@ def awq_folder(
     model = float_model(config, dtype, seed)
     tensors: dict[str, Tensor] = {}
     for name, module in _linears(model, ignore):
-        g_idx = torch.arange(module.in_features, dtype=torch.int32) // group
-        codes, scales, zeros = round_to_nearest(module.weight.data, g_idx, 4, symmetric=False)
+        weight = matrix(module)
+        g_idx = torch.arange(weight.shape[1], dtype=torch.int32) // group
+        codes, scales, zeros = round_to_nearest(weight, g_idx, 4, symmetric=False)
         tensors |= {f"{name}.{part}": value for part, value in awq_tensors(codes, scales, zeros).items()}
         _set_dense(module, codes, scales, zeros, g_idx)
     entry = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
@@ -188,18 +191,25 @@ def awq_tensors(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tenso
     }
 
 
-def _linears(model: nn.Module, ignore: tuple[str, ...]) -> list[tuple[str, nn.Linear]]:
+def matrix(module: Any) -> Tensor:
+    """The weight as [N, K]; Conv1D has it the other way round."""
+    weight: Tensor = module.weight.data
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
+def _linears(model: nn.Module, ignore: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in ignore)
+        if isinstance(module, nn.Linear | Conv1D) and not any(part in name for part in ignore)
     ]
 
 
-def _set_dense(module: nn.Linear, codes: Tensor, scales: Tensor, zeros: Tensor, g_idx: Tensor) -> None:
+def _set_dense(module: Any, codes: Tensor, scales: Tensor, zeros: Tensor, g_idx: Tensor) -> None:
     columns = g_idx.long()
     difference = (codes - zeros[:, columns]).to(scales.dtype)
-    module.weight.data = difference * scales[:, columns]
+    dense = difference * scales[:, columns]
+    module.weight.data = dense.t().contiguous() if isinstance(module, Conv1D) else dense
 
 
 def _save(model: Any, folder: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> Checkpoint:
