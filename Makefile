@@ -10,6 +10,7 @@ SOURCES := $(shell find csrc -type f 2>/dev/null)
 SIZE ?= small
 MINUTES ?= 30
 SEED ?= 0
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 GENERATOR ?= graphs kernels folders cache_files
 CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 
@@ -27,14 +28,14 @@ setup: $(READY)  ## only the set-up: .venv, torch, zentorch where it runs, the e
 demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compare (SIZE=1b for a 1.1 B model)
 	$(BIN)/python -m demo --size $(SIZE)
 
-test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests (PYTEST_ARGS="-k report -x")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests, one process for each processor (JOBS=1 PYTEST_ARGS="-k report -x")
+	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(PYTEST_ARGS)
 
 commands: $(READY)  ## every command that README and docs show, with small sizes
 	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## random cases against what they mean (MINUTES=30 for each; GENERATOR="graphs kernels", SEED=0)
-	PYTHONPATH=.:tests $(BIN)/python -m fuzz $(GENERATOR) --minutes $(MINUTES) --seed $(SEED)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz $(GENERATOR) --minutes $(MINUTES) --seed $(SEED) --jobs $(JOBS)
 
 lint: $(STAMPS)/packages  ## ruff: rules and formatting
 	$(BIN)/ruff check .
