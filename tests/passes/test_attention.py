@@ -137,6 +137,27 @@ def test_causal() -> None:
     assert rows[0].kernel == "native.attention" and sqnr_db(causal(q, k, v), got) >= 100.0
 
 
+def on_itself(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def on_itself_spelled(x: Tensor) -> Tensor:
+    return torch.softmax(x @ x.transpose(2, 3) * 0.3, -1) @ x
+
+
+def one_for_keys_and_values(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x * 2, x, x)
+
+
+@pytest.mark.parametrize("function", [on_itself, on_itself_spelled, one_for_keys_and_values])
+def test_one_tensor_may_be_several_operands(function: Forward) -> None:
+    require()
+    x = torch.randn(2, 4, 9, 32)
+    (row,), got = run(function, x)
+    assert row.kernel == native_attention.NAME, row.reasons
+    torch.testing.assert_close(got, function(x), rtol=1e-4, atol=1e-4)
+
+
 def test_more_query_rows_than_the_kernel_takes_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qcompile.passes.attention.most_queries", lambda _: 64)
     q, k, v = tensors(65, 70)
