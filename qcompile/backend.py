@@ -70,6 +70,8 @@ def compile_graph(
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return _training(gm, example_inputs, mode)
+    for model in compiled_callers() if explained is None else ():
+        unseen.watch(model)
     graph, call = _compiled(gm, example_inputs, options, mode, explained)
     constants = [constant.tensor for constant in graph.constants.values()]
     told = notes.added(graph.rows, constants, strict=options.fallback == "error")
@@ -78,8 +80,6 @@ def compile_graph(
         explained.extend(graph.rows)
         return call
     unseen.saw(constants)
-    for model in compiled_callers():
-        unseen.watch(model)
     graph.model = outermost() or graph.number
     record(graph.rows, graph.model)
     call = graph.with_net(call)

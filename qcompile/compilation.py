@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import compilers, decompositions, head_start, unexplained
+from qcompile import compilers, decompositions, head_start, unexplained, unseen
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -181,7 +181,9 @@ class Compilation:
         refused = {node.name: reason for node, reason in state.refused.items()}
         try:
             constants = aot_constants(pristine, self.gm, self.outer)
-            return unexplained.rows(pristine, constants, refused, explained, {row.module for row in decided})
+            found = unexplained.rows(pristine, constants, refused, explained, {row.module for row in decided})
+            leaving = unexplained.leaving(pristine, constants, explained | {row.identity for row in found})
+            return found + unseen.without_product(leaving, {row.module for row in (*decided, *found)})
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: what else is quantized in it could not be found out", self.number, exc_info=True)
             return []

@@ -70,6 +70,25 @@ def rows(
     return [row for _, row in found.values()]
 
 
+def leaving(graph: fx.Graph, constants: Mapping[fx.Node, Constant], known: Collection[object]) -> list[Tensor]:
+    """Low-bit constants, but for those of these ids, that meet no input of the graph: what is made of them leaves it."""
+    fixed = constant_nodes(graph, constants)
+    left = [node for node in low_bit_leaves(list(constants)) if id(constants[node].tensor) not in known]
+    return [constants[node].tensor for node in left if _only_leaves(node, fixed)]
+
+
+def _only_leaves(leaf: fx.Node, fixed: Collection[fx.Node]) -> bool:
+    seen, stack = {leaf}, [leaf]
+    while stack:
+        for user in stack.pop().users:
+            if user not in fixed and user.op != "output":
+                return False
+            if user not in seen and user.op != "output":
+                seen.add(user)
+                stack.append(user)
+    return True
+
+
 def _takers(leaf: fx.Node, fixed: Collection[fx.Node]) -> Iterator[str]:
     """What is said about each operator in which something computed from this constant alone meets what is no constant."""
     seen, stack = {leaf}, [leaf]

@@ -1,4 +1,4 @@
-"""Rows for quantized layers of a compiled model that came into no graph: the graph breaks there, or the code runs eagerly."""
+"""Rows for quantized layers of a compiled model of which no graph has a product: it breaks there, or the code runs eagerly."""
 
 import threading
 import weakref
@@ -15,9 +15,12 @@ from qcompile.report import SiteReport, look_too
 _ONLY_WEIGHTS = frozenset(kind for kind in LOW_BIT if str(kind).startswith(("torch.float", "torch.uint1", "torch.uint2")))
 _SCALES = ("scale", "absmax", "zero")
 
+_NO_PRODUCT = "its weight is in a graph that has no product with it: the code is broken into several graphs between the two"
+
 _lock = threading.Lock()
 _compiled: list[weakref.ref[nn.Module]] = []
 _seen: set[int] = set()  # ids of tensors that were constants of graphs
+_leaving: set[int] = set()  # of those that met nothing there
 
 
 def watch(model: nn.Module) -> None:
@@ -38,10 +41,11 @@ def forget() -> None:
     """No graph was compiled yet."""
     with _lock:
         _seen.clear()
+        _leaving.clear()
 
 
 def rows(given: Sequence[SiteReport]) -> list[SiteReport]:
-    """One row for each module with a quantized weight that no graph and no given row has."""
+    """One row for each module with a quantized weight that no given row is about."""
     with _lock:
         models = [model for known in _compiled if (model := known()) is not None]
         seen = _seen | {row.identity for row in given if isinstance(row.identity, int)}
@@ -52,30 +56,68 @@ def rows(given: Sequence[SiteReport]) -> list[SiteReport]:
     return list(found.values())
 
 
+def without_product(constants: Iterable[Tensor], named: Collection[str]) -> list[SiteReport]:
+    """One row for each layer whose quantized weight is among these constants of a graph, in which they meet no input.
+
+    named: modules that rows are about
+    """
+    ids = {id(tensor) for tensor in constants}
+    if not ids:
+        return []
+    with _lock:
+        _leaving.update(ids)
+        models = [model for known in _compiled if (model := known()) is not None]
+    found: list[SiteReport] = []
+    for model in models:
+        weights: list[tuple[str, Tensor]] = []
+        for name, module in model.named_modules():
+            weight, path = quantized_weight(module), path_without_wrappers(name)
+            if weight is None or _is_part(path, weight, weights):
+                continue
+            weights.append((path, weight))
+            if path not in named and not ids.isdisjoint(_parts(weight)):
+                found.append(SiteReport(module=path, declined=_NO_PRODUCT, identity=id(weight)))
+    return found
+
+
+def _parts(tensor: Tensor) -> set[int]:
+    return {id(tensor), *(id(part) for _, part in parts_of(tensor))}
+
+
 def of_model(model: nn.Module, seen: Collection[int], given: Sequence[SiteReport]) -> list[SiteReport]:
     """Those rows for one model. seen: ids of tensors that are constants of graphs."""
     found: list[SiteReport] = []
-    named = {row.module for row in given}
+    named, told = {row.module for row in given}, {row.identity for row in given}
     # Dynamo runs code that fits again for another layer, and asks no back end. Only of packed weights do we hear then.
     packed = {row.module for row in given if row.kernel is not None}
     alike: dict[object, str] = {}  # looks of a module -> one that did come into a graph, and was left as it was
-    unseen: list[tuple[str, nn.Module, Tensor]] = []
+    without: list[tuple[str, nn.Module, Tensor]] = []  # those that have no row
+    weights: list[tuple[str, Tensor]] = []
     for name, module in model.named_modules():
         weight = quantized_weight(module)
         path = path_without_wrappers(name)
         if weight is None:
             continue
-        if path in named or any(id(tensor) in seen for tensor in _all(module)):
-            if path not in packed:
-                alike.setdefault(_looks(module), path)
+        ids = {id(tensor) for tensor in _all(module)}
+        if (path in named or ids & seen) and path not in packed:
+            alike.setdefault(_looks(module), path)
+        if path not in named and (ids.isdisjoint(seen) or (ids & _leaving and told.isdisjoint(ids))):
+            without += [] if _is_part(path, weight, weights) else [(path, module, weight)]
+        weights.append((path, weight))
+    for path, module, weight in without:
+        if any(id(tensor) in _leaving for tensor in _all(module)):
+            reason = _NO_PRODUCT
         else:
-            unseen.append((path, module, weight))
-    for path, module, weight in unseen:
-        other = alike.get(_looks(module))
-        again = "" if other is None else f" of its own; it may run what was compiled for {other}"
-        reason = f"its code did not come into any compiled graph{again}"
+            other = alike.get(_looks(module))
+            again = "" if other is None else f" of its own; it may run what was compiled for {other}"
+            reason = f"its code did not come into any compiled graph{again}"
         found.append(SiteReport(module=path, declined=reason, identity=id(weight)))
     return found
+
+
+def _is_part(path: str, tensor: Tensor, weights: Sequence[tuple[str, Tensor]]) -> bool:
+    """Whether this belongs to a larger weight of a module around it: zero points that a library keeps in a module of their own."""
+    return any(path.startswith(f"{outer}.") and tensor.numel() < weight.numel() for outer, weight in weights)
 
 
 def quantized_weight(module: nn.Module) -> Tensor | None:

@@ -236,3 +236,33 @@ def test_a_float8_scale_has_no_row_beside_that_of_its_weight() -> None:
     sites, _ = rows_of(Both(), torch.randn(2, 21))
     (site,) = sites
     assert site.module == "q" and site.declined.startswith("groups of 16 do not divide K=21")
+
+
+class InTwoGraphs(Layer):
+    """As AMD Quark's modules: the graph ends between the dequantization and the product. Its zero points are a module's of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = nn.Module()
+        self.quantizer.register_buffer("scale", torch.rand(32, 4))
+        self.quantizer.register_buffer("zero_point", torch.zeros(32, 4, dtype=torch.int8))
+
+    def dense(self) -> Tensor:
+        return (self.codes - self.quantizer.zero_point[:, :1]).float() * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.dense()
+        torch._dynamo.graph_break()
+        return functional.linear(x, weight)
+
+
+def test_a_weight_that_leaves_its_graph_has_a_row_and_a_warning() -> None:
+    rows, said = rows_of(Stack(3, InTwoGraphs), torch.randn(2, 32))
+    assert sorted(row.module for row in rows) == ["layers.0", "layers.1", "layers.2"]
+    first = "its weight is in a graph that has no product with it: the code is broken into several graphs between the two"
+    assert {row.declined for row in rows} <= {
+        first,
+        "its code did not come into any compiled graph of its own; it may run what was compiled for layers.0",
+    }
+    assert next(row.declined for row in rows if row.module == "layers.0") == first
+    assert said and "none could be rewritten" in said[0]
