@@ -35,8 +35,8 @@ from bench.peers.peer import Peer, copies_of
 from qcompile.errors import KernelRefusedError
 from qcompile.kernels import kernels
 from qcompile.meaning import ActivationQuant, QuantizedWeight
-from qcompile.memory import retired
 from qcompile.targets.native_ops import missing_ops
+from qcompile.weights.memory import retired
 
 # With one thread, the processor time of the process: waiting for other processes on a shared machine is then not counted.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

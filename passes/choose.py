@@ -12,18 +12,18 @@ from qcompile.graph import is_released, structural_key, subgraph, value
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.meaning import Verdict
 from qcompile.options import Options
-from qcompile.packing import operand_nodes, pack_recipe
 from qcompile.passes.fuse import unfuse
-from qcompile.pipeline import GraphSite, Pass, State
+from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.platform import Platform, platform
 from qcompile.products import through_views
-from qcompile.shelf import Shelf
-from qcompile.store import STORE
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
 from qcompile.timing.order import Candidate, milliseconds, why_not
 from qcompile.verify import verify, verify_rewrite
-from qcompile.watch import Leaves
+from qcompile.weights.cache import STORE
+from qcompile.weights.disk_cache import Shelf
+from qcompile.weights.freshness import Leaves
+from qcompile.weights.recipe import pack_recipe
 
 log = logging.getLogger(__name__)
 

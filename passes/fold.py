@@ -11,8 +11,9 @@ from qcompile.errors import brief
 from qcompile.graph import value
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
-from qcompile.shelf import Shelf
-from qcompile.store import STORE, Recipe
+from qcompile.weights.cache import STORE
+from qcompile.weights.disk_cache import Shelf
+from qcompile.weights.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from qcompile.graph import value
 from qcompile.pipeline import Pass, State
-from qcompile.store import no_version
+from qcompile.weights.freshness import no_version
 
 
 def apply(state: State) -> None:

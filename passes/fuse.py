@@ -12,8 +12,7 @@ from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph import aten, subgraph, value
 from qcompile.ops import quantized_linear
-from qcompile.packing import operand_nodes
-from qcompile.pipeline import GraphSite, Pass, State
+from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.products import through_views
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from torch import fx
 from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph import live_nodes
+from qcompile.kernels import KernelCall
 from qcompile.ops import quantized_linear
-from qcompile.packing import KernelCall
 from qcompile.passes.choose import ask_for_all
 from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State

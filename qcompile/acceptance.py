@@ -38,8 +38,8 @@ from qcompile.meaning import Operands, all_finite
 from qcompile.products import CASTS, VIEWS, Product
 from qcompile.readers import Proposal
 from qcompile.slices import Root, Slices, pieces
-from qcompile.store import Recipe
 from qcompile.tighten import Extent
+from qcompile.weights.recipe import Recipe
 
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.
 _WHOLE, _STRIP = 1 << 21, 1 << 19

@@ -25,8 +25,8 @@ from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
-from qcompile.store import STORE
 from qcompile.warning import warn
+from qcompile.weights.cache import STORE
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
 from qcompile.platform import platform
-from qcompile.release import releasable
 from qcompile.report import SiteReport, record
 from qcompile.rewrite import rewrite
 from qcompile.runner import Packed, Runner
+from qcompile.weights.release import releasable
 from qcompile.wrapper import Duties, duties
 
 log = logging.getLogger(__name__)

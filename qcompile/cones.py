@@ -17,7 +17,7 @@ from qcompile.products import Product, low_bit_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
 from qcompile.readers.unread import GENERAL
 from qcompile.tighten import four_bits, in_order
-from qcompile.watch import Leaves
+from qcompile.weights.freshness import Leaves
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
 _MOST_RANDOM = 64 << 20

@@ -231,7 +231,7 @@ def pack_linear(
     operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
     packed = chosen.pack(operands, site)
     if chosen.retire_addresses:
-        from qcompile.memory import retired  # noqa: PLC0415 - only this path needs the arena
+        from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena
 
         packed = tuple(retired(tensor) for tensor in packed)
 
@@ -239,3 +239,24 @@ def pack_linear(
         return chosen.call(x, packed, site)
 
     return run
+
+
+class KernelCall:
+    """A kernel for one kind of site as a call target: (x, *packed) -> y. `lower` replaces it by the operators it consists of.
+
+    few_rows: x of fewer rows runs in the kernel that kernel.few names.
+    """
+
+    def __init__(self, kernel: Kernel, site: Site, few_rows: int = 0) -> None:
+        self.kernel, self.site, self.few_rows = kernel, site, few_rows
+        self.display_name = self.__name__ = self.__qualname__ = kernel.name
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that do the same."""
+        return ("call", self.kernel.name, self.site, self.few_rows)
+
+    def __call__(self, x: Tensor, *packed: Tensor) -> Tensor:
+        if self.few_rows and self.kernel.few is not None:
+            return self.kernel.few.call(x, packed, self.site, self.few_rows)
+        return self.kernel.call(x, packed, self.site)

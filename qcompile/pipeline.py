@@ -12,15 +12,15 @@ from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError, QCompileError
 from qcompile.graph import Constant, evaluate, hint
 from qcompile.kernels import Kernel, Site
-from qcompile.meaning import Verdict, sqnr_db
+from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.platform import Platform
 from qcompile.readers import Proposal
 from qcompile.report import SiteReport
+from qcompile.weights.recipe import Recipe
 
 if TYPE_CHECKING:
     from qcompile.recheck import Recheck
-    from qcompile.store import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -241,3 +241,10 @@ def _outputs(state: State, feed: dict[str, Any]) -> list[Any]:
     output = next(iter(state.graph.find_nodes(op="output")))
     roots = [node for node in output.args[0] if isinstance(node, fx.Node)]
     return evaluate(roots, values)
+
+
+def operand_nodes(site: GraphSite) -> Operands:
+    """The nodes that are the canonical call's constant operands."""
+    _, codes, scales, zeros, perm, bias, act_scale, act_zero, *_ = site.node.args
+    nodes: Any = (codes, scales, zeros, perm, bias, act_scale, act_zero)
+    return Operands(*nodes)

@@ -12,7 +12,7 @@ from qcompile.errors import ReleasedWeightError
 from qcompile.graph import Constant, constant_nodes, is_released, subgraph
 from qcompile.kernels import Kernel, Site
 from qcompile.products import Product
-from qcompile.store import Recipe
+from qcompile.weights.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)

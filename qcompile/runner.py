@@ -16,9 +16,10 @@ from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph import Constant, is_released
 from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
-from qcompile.release import release_raw
-from qcompile.store import STORE, Recipe
-from qcompile.watch import Watch
+from qcompile.weights.cache import STORE
+from qcompile.weights.freshness import Watch
+from qcompile.weights.recipe import Recipe
+from qcompile.weights.release import release_raw
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ class Weights:
 class Runner:
     """Calls `compiled` with the arguments that are still inputs, then the packed weights.
 
-    Before that it asks whether every raw weight is still what it was (qcompile.watch). If not, the packed weights are made
-    again; if that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many layers
-    or models of one shape, in turn: what was packed for each is kept as long as its raw weights live. Layers that are known when
-    the graph is compiled are given to `adopt`; of weights that come later beside living ones `serves_more` hears.
+    Before that it asks whether every raw weight is still what it was (qcompile.weights.freshness). If not, the packed weights are
+    made again; if that is not possible for the new content, the graph runs as it was captured. One compiled graph may serve many
+    layers or models of one shape, in turn: what was packed for each is kept as long as its raw weights live. Layers that are known
+    when the graph is compiled are given to `adopt`; of weights that come later beside living ones `serves_more` hears.
 
     watched: the constants that something was folded from, and at which positions they are among the arguments.
     """

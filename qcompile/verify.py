@@ -12,12 +12,13 @@ from qcompile import extremes
 from qcompile.graph import Constant, aten, hint, is_call, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
-from qcompile.memory import page_out, trim
 from qcompile.pipeline import GraphSite
 from qcompile.platform.quiet import without_their_messages
 from qcompile.products import through_views
 from qcompile.slices import Root, Slices, spread
-from qcompile.store import STORE, Recipe
+from qcompile.weights.cache import STORE
+from qcompile.weights.memory import page_out, trim
+from qcompile.weights.recipe import Recipe
 
 ACCEPT_DB = 40.0
 # A kernel that rounds activations in its own way may be this much noisier than the checkpoint's own rounding.

@@ -18,7 +18,7 @@ from qcompile.errors import GeneratedCodeError
 from qcompile.regions.defined import undefined
 from qcompile.regions.segments import Part, Plan
 from qcompile.runner import Runner
-from qcompile.watch import Watch
+from qcompile.weights.freshness import Watch
 from qcompile.wrapper import Duties, mark_dynamic, without_gradients
 
 Boxed = Callable[[list[Any]], Sequence[Any]]

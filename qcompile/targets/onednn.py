@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
 from qcompile.errors import WeightError
-from qcompile.memory import Region
 from qcompile.ops import LIBRARY
 from qcompile.targets.binding import schema_objections
+from qcompile.weights.memory import Region
 
 QLINEAR_ARGUMENTS = (
     *("qx", "x_scale", "x_zero_point", "qw", "w_scale", "w_zero_point", "bias"),

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompile.fingerprint import of_processor
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform
 from qcompile.platform.cost import predicted
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections
+from qcompile.weights.fingerprint import of_processor
 
 aten: Any = torch.ops.aten
 INT4_GROUPS = (256, 128, 64, 32)  # what the operator takes; a larger group is written as several with the same scale

@@ -9,7 +9,6 @@ for the life of the process, found again by its address and shape; `zentorch_pre
 import torch
 from torch import Tensor
 
-from qcompile.fingerprint import of_processor
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.platform import Platform, platform
@@ -17,6 +16,7 @@ from qcompile.platform.cost import predicted
 from qcompile.platform.libraries import zentorch_hardware
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
+from qcompile.weights.fingerprint import of_processor
 
 # time / limit by least row count, weights cold in cache; woq_linear goes over to dequantizing once per call at M = 256.
 WOQ_FACTORS = ((1, 2.78), (2, 3.11), (4, 3.37), (8, 3.30), (16, 2.68), (64, 2.48), (256, 1.06))

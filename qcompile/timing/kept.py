@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from qcompile import fingerprint
 from qcompile.platform import Platform
 from qcompile.targets.native_ops import missing_ops
 from qcompile.versions import installed
+from qcompile.weights import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands
-from qcompile.memory import retired
 from qcompile.targets.native_ops import missing_ops
+from qcompile.weights.memory import retired
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ from support.packed_linears import Stack, packed_linear
 from support.spellings import K, N
 from torch import Tensor
 
-from qcompile import fingerprint, mapped_file, shelf
 from qcompile.kernels import find, kernels
 from qcompile.meaning import sqnr_db
-from qcompile.memory import HUGE_PAGE
 from qcompile.platform import platform
-from qcompile.store import STORE, Recipe
+from qcompile.weights import disk_cache, fingerprint, mapped_file
+from qcompile.weights.cache import STORE
+from qcompile.weights.memory import HUGE_PAGE
+from qcompile.weights.recipe import Recipe
 
 X = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 NATIVE = find("native.int4").missing(platform())
@@ -112,7 +113,7 @@ def _other_torch(model: Stack, patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_layout(model: Stack, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(shelf.Shelf, "of", lambda kernel, options: shelf.Shelf(options.cache_dir, "native 0"))
+    patch.setattr(disk_cache.Shelf, "of", lambda kernel, options: disk_cache.Shelf(options.cache_dir, "native 0"))
 
 
 @needs_native
@@ -203,7 +204,7 @@ def test_a_file_that_is_not_right_is_made_again(
         assert torch.equal(run(stack(), tmp_path), want)
     assert len(packings) == 1
     assert first.read_bytes() == right
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.shelf"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.weights.disk_cache"]
     assert str(first) in message and "is made again: it" in message
 
 
@@ -236,11 +237,11 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_behind(
 ) -> None:
     want = run(stack(), None)
     next_process()
-    monkeypatch.setattr("qcompile.mapped_file.os.replace", full)
+    monkeypatch.setattr("qcompile.weights.mapped_file.os.replace", full)
     with caplog.at_level(logging.WARNING, "qcompile"):
         assert torch.equal(run(stack(), tmp_path), want)
     assert not list(tmp_path.iterdir())
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.shelf"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.weights.disk_cache"]
     assert "No space left" in message and str(tmp_path) in message and "cache_dir" in message
 
 

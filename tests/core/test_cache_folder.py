@@ -20,13 +20,13 @@ from support.packed_linears import packed_linear
 from support.spellings import N
 from torch import Tensor
 
-from qcompile import cache_folder, mapped_file, shelf
-from qcompile.cache_folder import distrust, open_trusted, remove_abandoned
 from qcompile.errors import OptionError
 from qcompile.kernels import find
 from qcompile.options import resolve
 from qcompile.platform import platform
-from qcompile.store import STORE
+from qcompile.weights import cache_folder, disk_cache, mapped_file
+from qcompile.weights.cache import STORE
+from qcompile.weights.cache_folder import distrust, open_trusted, remove_abandoned
 
 NATIVE = find("native.int4").missing(platform())
 needs_native = pytest.mark.skipif(bool(NATIVE), reason="; ".join(NATIVE) or "-")
@@ -158,7 +158,7 @@ def test_a_folder_that_is_not_trusted_is_left_alone(tmp_path: Path, want: Tensor
     tmp_path.chmod(0o777)
     with caplog.at_level(logging.WARNING, "qcompile"):
         assert torch.equal(run(tmp_path), want)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.shelf"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "qcompile.weights.disk_cache"]
     assert "is not trusted: everybody may write to it (mode 777)" in message and "chmod go-w" in message
     assert not list(tmp_path.iterdir())
 
@@ -305,9 +305,9 @@ NOT_NEEDED = {True: {"writev", "replace", "mkdir", "unlink", "flock"}, False: {"
 
 def fetch(folder: Path) -> Path | None:
     """What the next process would get for one weight; the file."""
-    shelf.reset()
+    disk_cache.reset()
     leaf, values = torch.arange(64, dtype=torch.int8), (torch.arange(3000, dtype=torch.int32),)
-    found, path = shelf.Shelf(folder, "some layout").fetch(
+    found, path = disk_cache.Shelf(folder, "some layout").fetch(
         "recipe", ["w"], [leaf], lambda: values, count=1, retire=False, keep=True
     )
     assert len(found) == 1 and torch.equal(found[0], values[0])

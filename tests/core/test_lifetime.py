@@ -16,7 +16,8 @@ import qcompile
 from qcompile.errors import ReleasedWeightError
 from qcompile.meaning import sqnr_db
 from qcompile.runner import Runner
-from qcompile.store import STORE, Recipe
+from qcompile.weights.cache import STORE
+from qcompile.weights.recipe import Recipe
 
 EAGER: dict[str, Any] = {"rest": "eager", "kernels": ["reference"]}
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qcompile import fingerprint, mapped_file
+from qcompile.weights import fingerprint, mapped_file
 
 TENSORS = [
     torch.arange(5, dtype=torch.uint8),
@@ -96,7 +96,7 @@ def test_a_view_is_not_storable_an_opaque_tail_neither() -> None:
 WRITER = """
 import sys, torch
 from pathlib import Path
-from qcompile import mapped_file
+from qcompile.weights import mapped_file
 for _ in range(60):
     mapped_file.write(Path(sys.argv[1]), "key", [torch.full((200_000,), 7, dtype=torch.int32)], {})
 """

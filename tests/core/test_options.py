@@ -258,7 +258,7 @@ def test_a_pack_that_fails_only_when_folding(register: Any) -> None:
         return (torch.ops.aten.alias.default(weight.codes), weight.scales)
 
     register(fake("late", pack=fails_later))
-    from qcompile.store import Recipe  # noqa: PLC0415 - to fail from inside
+    from qcompile.weights.recipe import Recipe  # noqa: PLC0415 - to fail from inside
 
     evaluate = Recipe.evaluate
 
@@ -335,7 +335,7 @@ def _check_left_out(name: str, rows: Any, reason: str) -> None:
         "qcompile.passes.recognize.raise_product",
         "qcompile.passes.recognize.recognize_activation",
         "qcompile.passes.choose.verify",
-        "qcompile.store.Store.fetch",
+        "qcompile.weights.cache.Store.fetch",
         "qcompile.compilation.Runner",
         "qcompile.backend.Report",
         "qcompile.compilation._reorder",

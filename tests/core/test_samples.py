@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompile.samples import PLACES, Samples, content, places
+from qcompile.weights.samples import PLACES, Samples, content, places
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 100, 128, 129, 1000, 4096, 1 << 20, (1 << 20) + 24])

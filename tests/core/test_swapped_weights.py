@@ -12,7 +12,7 @@ from support.spellings import BF16, K, N, int4, linear, scale
 from torch import Tensor, nn
 
 from qcompile.meaning import sqnr_db
-from qcompile.store import STORE
+from qcompile.weights.cache import STORE
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)

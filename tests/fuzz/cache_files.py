@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fuzz import Outcome
-from qcompile import mapped_file, shelf
+from qcompile.weights import disk_cache, mapped_file
 
 KEY = "k" * 64
 DTYPES = [torch.uint8, torch.int8, torch.int32, torch.bfloat16, torch.float32, torch.int64, torch.bool]
@@ -105,7 +105,7 @@ def read_directly(path: Path, tensors: Sequence[Tensor], harmless: bool) -> Outc
 
 def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor], damage: Callable[..., None]) -> Outcome | None:
     """Fetch, damage the file, fetch twice more: None if the values are right each time, and the second file is mapped."""
-    place, leaf = shelf.Shelf(folder, "layout"), torch.arange(3, dtype=torch.int8)
+    place, leaf = disk_cache.Shelf(folder, "layout"), torch.arange(3, dtype=torch.int8)
     made: list[int] = []
 
     def make() -> tuple[Tensor, ...]:
@@ -115,8 +115,8 @@ def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor]
     def fetch() -> tuple[tuple[Tensor, ...], Path | None]:
         return place.fetch("recipe", ["w"], [leaf], make, count=len(tensors), retire=False, keep=True)
 
-    logging.getLogger("qcompile.shelf").setLevel(logging.ERROR)
-    shelf.reset()
+    logging.getLogger("qcompile.weights.disk_cache").setLevel(logging.ERROR)
+    disk_cache.reset()
     _, path = fetch()
     if path is None or len(made) != 1:
         return Outcome("silent", "nothing was written")

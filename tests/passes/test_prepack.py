@@ -5,8 +5,8 @@ from support.graphs import before_and_after, expect, through, with_state
 from support.packed_linears import packed_linear
 from support.spellings import BF16, K, N, Written, int8, linear, scale
 
+from qcompile.kernels import KernelCall
 from qcompile.options import Options
-from qcompile.packing import KernelCall
 from qcompile.pipeline import State
 
 X = torch.zeros(4, K, dtype=BF16)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcompile.memory import HUGE_PAGE, forget, page_out, retired, trim
+from qcompile.weights.memory import HUGE_PAGE, forget, page_out, retired, trim
 
 
 def resident() -> int:

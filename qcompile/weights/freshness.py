@@ -2,8 +2,8 @@
 
 A version counter sees in-place operators, but not writes through `p.data`, numpy or another process, and `p.data = t` moves only
 the storage. Ids and addresses of what died are used again. So tensors are compared by id, version and address, what was derived
-from a storage ends with it, and a few of the bytes are compared, too (qcompile.samples): a change of everything in a stretch of an
-eighth of a weight is noticed however it is done; a change of single elements or rows through `p.data` may not be.
+from a storage ends with it, and a few of the bytes are compared, too (qcompile.weights.samples): a change of everything in a
+stretch of an eighth of a weight is noticed however it is done; a change of single elements or rows through `p.data` may not be.
 
 Only storages are referred to weakly, never tensors: torch.utils.swap_tensors refuses a tensor that has a weak reference.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qcompile.graph import Constant, is_released
-from qcompile.samples import Samples, content
+from qcompile.weights.samples import Samples, content
 
 _version = operator.attrgetter("_version")
 
@@ -95,3 +95,8 @@ class Watch:
                     same = False
             result.append(not same)
         return result
+
+
+def no_version(tensor: Tensor) -> bool:
+    """Whether torch keeps no version of this tensor, so that a change of it cannot be noticed."""
+    return bool(torch.is_inference(tensor))

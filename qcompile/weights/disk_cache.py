@@ -5,7 +5,7 @@ canonical text (every operator with its arguments); all source files of this pac
 torch and, where it decides the order of the bytes, of the kernel's library and the processor. Equal keys are the same function
 of the same bytes run by the same code, so what stands in the file is what packing would give. Against damage every byte has a part
 in a digest that is compared when the file is mapped. Folder and files must be of this user or of root, and nobody else may write to
-them (qcompile.cache_folder); who may could put wrong results there, or change a file while it is mapped.
+them (qcompile.weights.cache_folder); who may could put wrong results there, or change a file while it is mapped.
 
 What is not stored: results of checks by value. They run as without a cache, on weights that came from disk; a kernel that then
 fails has its file removed, and is judged again by what it packs itself. A file is written only if the raw weight has the same
@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qcompile import fingerprint, mapped_file
-from qcompile.cache_folder import distrust, remove_abandoned
 from qcompile.kernels import Kernel
 from qcompile.options import Options
 from qcompile.versions import installed
+from qcompile.weights import fingerprint, mapped_file
+from qcompile.weights.cache_folder import distrust, remove_abandoned
 
 log = logging.getLogger(__name__)
 _unwritable: set[Path] = set()

@@ -7,7 +7,7 @@ from torch import fx
 
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, is_call, is_released
-from qcompile.store import STORE
+from qcompile.weights.cache import STORE
 
 log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 @cache
 def of_code() -> str:
     """Of every source file of this package and its compiled library: changes whenever anything changes that could compute."""
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
     files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
     sources = [path for path in files if path.suffix == ".py"]
     sources += _library()

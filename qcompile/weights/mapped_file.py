@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile import fingerprint
-from qcompile.cache_folder import UnfitFileError, open_trusted, replacing
-from qcompile.memory import Region, mapped
+from qcompile.weights import fingerprint
+from qcompile.weights.cache_folder import UnfitFileError, open_trusted, replacing
+from qcompile.weights.memory import Region, mapped
 
 FORMAT = "qcompile packed weights 2"
 ALIGNMENT = 64
@@ -115,8 +115,8 @@ def _digest(content: Any) -> bytes:
 def read(path: Path, key: str, *, retire: bool = False) -> tuple[Tensor, ...]:
     """The tensors of a file that `write` made for this key, over the mapped file itself; DamagedFileError says what is wrong.
 
-    Every byte of it is compared with its check once. retire: at addresses that this process never uses again (qcompile.memory).
-    FileNotFoundError and other OSErrors come through.
+    Every byte of it is compared with its check once. retire: at addresses that this process never uses again
+    (qcompile.weights.memory). FileNotFoundError and other OSErrors come through.
     """
     try:
         file = open(path, "rb", opener=open_trusted)  # noqa: SIM115 - closed below
