@@ -16,10 +16,11 @@ from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.platform import Platform, platform
 from qcompile.products import through_views
+from qcompile.proofs.kernel import verify
+from qcompile.proofs.rewrite import verify_rewrite
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
 from qcompile.timing.order import Candidate, milliseconds, why_not
-from qcompile.verify import verify, verify_rewrite
 from qcompile.weights.cache import STORE
 from qcompile.weights.disk_cache import Shelf
 from qcompile.weights.freshness import Leaves

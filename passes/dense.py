@@ -13,10 +13,10 @@ from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
 from qcompile.platform import platform
+from qcompile.proofs.kernel import ACCEPT_DB
 from qcompile.report import SiteReport
 from qcompile.targets import native_dense
 from qcompile.targets.native_dense import FEW_ROWS, NAME, call
-from qcompile.verify import ACCEPT_DB
 
 _MOST_WEIGHTS = 1 << 22  # that a product is tried on
 _BLOCK = 256  # a multiple of the outputs that threads are given together (kOutputs of csrc/cpu/binding_dense.cpp)

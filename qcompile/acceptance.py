@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.check import disagreement, in_range, inexact
 from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, is_released, subgraph, value
 from qcompile.meaning import Operands, all_finite
 from qcompile.products import CASTS, VIEWS, Product
+from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.readers import Proposal
 from qcompile.slices import Root, Slices, pieces
 from qcompile.tighten import Extent

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.acceptance import Claim, Facts, agrees, examine, out_of_range
-from qcompile.check import is_fixed, random_leaves
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
 from qcompile.products import Product, low_bit_leaves
+from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
 from qcompile.readers.unread import GENERAL
 from qcompile.tighten import four_bits, in_order

@@ -12,8 +12,8 @@ from itertools import pairwise, takewhile
 import torch
 from torch import Tensor
 
-from qcompile.check import rounded_to, tolerance
 from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
+from qcompile.proofs.weight import rounded_to, tolerance
 from qcompile.readers.scales import Grid, Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"

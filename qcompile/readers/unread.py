@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, fx
 
-from qcompile.check import tolerance
 from qcompile.graph import aten, is_call, value
 from qcompile.meaning import CODE_BOOKS
+from qcompile.proofs.weight import tolerance
 from qcompile.readers.lattice import HALVES, INTEGERS, Weight
 from qcompile.readers.scales import LEAST_GROUP, Grid, Scale, further, singles
 

@@ -12,7 +12,7 @@ import qcompile
 from qcompile.kernels import Kernel
 from qcompile.meaning import sqnr_db
 from qcompile.platform import platform
-from qcompile.verify import verify
+from qcompile.proofs.kernel import verify
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 SIZE = 1024

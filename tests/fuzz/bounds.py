@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-# In units: reading the weight is allowed 2.5 of its own size (qcompile.check); rounding x, the scale and the sum are one each, in
+# In units: reading the weight is allowed 2.5 of its own size (qcompile.proofs.weight); rounding x, the scale and the sum are one each, in
 # both computations.
 PRODUCT = 8.0
 # A weight whose products round before they are subtracted (q * s - z * s) carries that rounding in its small differences, too.

@@ -1,34 +1,29 @@
 """Checks a kernel by value: packed from the real weight and run on a probe, it must equal the canonical operation."""
 
-import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompile import extremes
-from qcompile.graph import Constant, aten, hint, is_call, value
+from qcompile.graph import Constant, aten, is_call, value
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
-from qcompile.pipeline import GraphSite
 from qcompile.platform.quiet import without_their_messages
-from qcompile.products import through_views
+from qcompile.proofs import extremes
 from qcompile.slices import Root, Slices, spread
 from qcompile.weights.cache import STORE
-from qcompile.weights.memory import page_out, trim
+from qcompile.weights.memory import trim
 from qcompile.weights.recipe import Recipe
 
 ACCEPT_DB = 40.0
 # A kernel that rounds activations in its own way may be this much noisier than the checkpoint's own rounding.
 _NOISIER_DB = 1.0
 _ROWS = 5
-_MOST_ROUNDS = 64
-# A weight of more elements is looked at in strips of rows of about so many elements each; input rows that a rewrite is run on.
-_MOST, _STRIP, _STRIPS, _MOST_ROWS = 1 << 23, 1 << 19, 8, 64
+# A weight of more elements is looked at in strips of rows of about so many elements each.
+MOST, STRIP = 1 << 23, 1 << 19
 _ALONG_N = ("codes", "scales", "zeros", "bias")
-_LEAST_VALUES = 256  # in fewer results, a sum that happens to cancel can make the signal small beside its own rounding
+LEAST_VALUES = 256  # in fewer results, a sum that happens to cancel can make the signal small beside its own rounding
 
 
 def verify(
@@ -80,10 +75,10 @@ def verify(
 def parts_of(operands: Operands, site: Site, feed: Mapping[fx.Node, Tensor]) -> Iterator[tuple[range, Operands]]:
     """(outputs, the values of the canonical call's operands for them), all of them or some from the first to the last.
 
-    Of a weight of more elements than _MOST some strips of rows are taken, so that memory and time have a bound.
+    Of a weight of more elements than MOST some strips of rows are taken, so that memory and time have a bound.
     """
     stacked = _stacked(operands)
-    rows = max(1, _STRIP // max(site.k, 1))
+    rows = max(1, STRIP // max(site.k, 1))
     begin = 0
     for part in stacked:
         n = int(value(part.codes).shape[0])  # type: ignore[arg-type]
@@ -91,8 +86,8 @@ def parts_of(operands: Operands, site: Site, feed: Mapping[fx.Node, Tensor]) -> 
         names = [name for name, node in zip(Operands._fields, part, strict=True) if node is not None]
         axes = [{"n": 0} if name in _ALONG_N else {} for name in names]
         slices = Slices([Root(node, axis) for node, axis in zip(there, axes, strict=True)], {"n": n}, feed)  # type: ignore[arg-type]
-        count = max(2, _MOST // (len(stacked) * rows * max(site.k, 1)))
-        spans = spread(n, rows, count, slices.align("n")) if n * site.k > _MOST // len(stacked) else [range(n)]
+        count = max(2, MOST // (len(stacked) * rows * max(site.k, 1)))
+        spans = spread(n, rows, count, slices.align("n")) if n * site.k > MOST // len(stacked) else [range(n)]
         for span in spans:
             values = dict(zip(names, slices.evaluate({"n": span}), strict=True))
             given: Any = [values.get(name) for name in Operands._fields]
@@ -111,84 +106,10 @@ def _stacked(operands: Operands) -> list[Operands]:
     return [operands._replace(**{name: nodes[index] for name, nodes in along.items()}) for index in range(count)]
 
 
-def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> str:
-    """Runs the canonical call and the graph it replaced on one input; "" if they agree, else a sentence.
-
-    This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it: at some rows of
-    the input and, of a large weight, at some outputs from the first to the last.
-    """
-    trim()
-    x = site.node.args[0]
-    assert isinstance(x, fx.Node)
-    source = through_views(x)
-    feed: dict[fx.Node, Any] = {node: constant.tensor for node, constant in constants.items()}
-    parts = site.parts or (site,)
-    try:
-        for part in parts:
-            before, after = value(part.original), value(part.result)
-            if before.shape != after.shape or before.dtype is not after.dtype:
-                return f"the rewrite gives {after.dtype} {list(after.shape)} instead of {before.dtype} {list(before.shape)}"
-            wrong = _differs(part, source, feed)
-            if wrong:
-                return wrong
-    finally:
-        for leaf in {leaf for part in parts for leaf in part.leaves}:
-            page_out(constants[leaf].tensor)
-    return ""
-
-
-def _differs(part: GraphSite, source: fx.Node, feed: Mapping[fx.Node, Any]) -> str:
-    shape = [int(hint(size)) for size in value(part.original).shape]
-    outputs = _along(shape, part.site.n)
-    rows = max((dim for dim in range(len(shape)) if dim != outputs), key=lambda dim: shape[dim], default=None)
-    axes = {label: dim for label, dim in {"n": outputs, "m": rows}.items() if dim is not None}
-    sizes = {label: shape[dim] for label, dim in axes.items()}
-    seeds = itertools.count()
-    drawn = {source: lambda size: sample(value(source), next(seeds), size)}
-    slices = Slices([Root(part.original, axes), Root(part.result, axes)], sizes, {**feed, **drawn})
-    noise, seen = Noise(), 0
-    spans = _ranges(part, slices, sizes, math.prod(shape))
-    for number, ranges in enumerate(itertools.cycle(spans), 1):
-        before, after = slices.evaluate(ranges)
-        noise.add(before, after)
-        seen += before.numel()
-        if seen == 0 or number >= _MOST_ROUNDS or (seen >= _LEAST_VALUES and number >= len(spans)):
-            break
-    if noise.noise and not noise.db >= ACCEPT_DB:
-        least = f"at least {ACCEPT_DB:.0f} is asked for"
-        return f"the rewrite of {part.report.module} is wrong on a probe: {noise.db:.1f} dB, {least}"
-    return ""
-
-
-def _ranges(part: GraphSite, slices: Slices, sizes: Mapping[str, int], values: int) -> list[dict[str, range]]:
-    """Some rows of the input; of a large weight with some strips of its outputs, otherwise with all."""
-    found: dict[str, range] = {}
-    if "m" in sizes:
-        others = max(1, values // max(1, sizes["m"] * sizes.get("n", 1)))
-        align = slices.align("m")
-        found["m"] = range(min(sizes["m"], -(-max(1, _MOST_ROWS // others) // align) * align))
-    if "n" not in sizes or part.site.n * part.site.k <= _MOST:
-        return [found]
-    strips = spread(sizes["n"], max(1, _STRIP // part.site.k), _STRIPS, slices.align("n"))
-    return [{**found, "n": strip} for strip in strips]
-
-
-def _along(shape: Sequence[int], n: int) -> int | None:
-    """The dimension of a result that its outputs lie along, if that is clear."""
-    found = [dim for dim, size in enumerate(shape) if size == n]
-    return len(shape) - 1 if shape and shape[-1] == n else found[0] if len(found) == 1 else None
-
-
-def sample(like: Tensor, seed: int, shape: Sequence[int]) -> Tensor:
-    """Random values of that shape, of a fake tensor's dtype and device."""
-    generator = torch.Generator().manual_seed(99 + seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device, like.dtype)
-
-
 def probe(site: Site) -> Tensor:
     """Random x [M, K] of the site's dtype, with rows of different size; M is 5, or more for few outputs."""
     generator = torch.Generator().manual_seed(4242)
-    rows = max(_ROWS, -(-_LEAST_VALUES // max(site.n, 1)))
+    rows = max(_ROWS, -(-LEAST_VALUES // max(site.n, 1)))
     sizes = torch.tensor([1.0, 0.25, 4.0, 1.0, 1.0], dtype=torch.float32, device="cpu").repeat(-(-rows // _ROWS))[:rows]
     return (torch.randn(rows, site.k, generator=generator, dtype=torch.float32, device="cpu") * sizes[:, None]).to(
         site.device, site.dtype
