@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.runner import Runner
 
 STEP_MS = 20.0

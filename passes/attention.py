@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from qcompile.attention import Attention, find_attention, module_path, same_size
 from qcompile.attention_check import call, disproof, key_of, outer_inputs
-from qcompile.graph import value
+from qcompile.graph.nodes import value
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State

@@ -8,7 +8,9 @@ from typing import Any
 from torch import fx
 
 from qcompile.errors import UnservedError, brief
-from qcompile.graph import is_released, structural_key, subgraph, value
+from qcompile.graph.nodes import is_released, value
+from qcompile.graph.text import structural_key
+from qcompile.graph.walk import subgraph
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.meaning import Verdict
 from qcompile.options import Options

@@ -1,6 +1,6 @@
 """Afterwards nothing dead is left, raw weights that nobody reads are no inputs any more, and every result has a fake value."""
 
-from qcompile.graph import lacks_value
+from qcompile.graph.nodes import lacks_value
 from qcompile.pipeline import Pass, State
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.attention import module_path
-from qcompile.graph import aten, evaluate, is_call, value
+from qcompile.graph.nodes import aten, is_call, value
+from qcompile.graph.walk import evaluate
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.errors import brief
-from qcompile.graph import value
+from qcompile.graph.nodes import value
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
 from qcompile.weights.cache import STORE

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from qcompile.graph import value
+from qcompile.graph.nodes import value
 from qcompile.pipeline import Pass, State
 from qcompile.weights.freshness import no_version
 

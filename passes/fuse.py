@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from qcompile.change import Change
 from qcompile.errors import brief
-from qcompile.graph import aten, subgraph, value
+from qcompile.graph.nodes import aten, value
+from qcompile.graph.walk import subgraph
 from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.products import through_views

@@ -6,7 +6,7 @@ from torch import fx
 
 from qcompile.change import Change
 from qcompile.errors import brief
-from qcompile.graph import live_nodes
+from qcompile.graph.walk import live_nodes
 from qcompile.kernels import KernelCall
 from qcompile.ops import quantized_linear
 from qcompile.passes.choose import ask_for_all

@@ -10,7 +10,8 @@ from torch.fx.node import map_arg
 
 from qcompile.change import Change
 from qcompile.errors import brief
-from qcompile.graph import aten, constant_nodes, is_call, leaves_of, same_sizes, value
+from qcompile.graph.nodes import aten, is_call, same_sizes, value
+from qcompile.graph.walk import constant_nodes, leaves_of
 from qcompile.pipeline import Pass, State
 from qcompile.products import low_bit_leaves
 

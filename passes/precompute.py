@@ -10,7 +10,8 @@ import logging
 
 from torch import Tensor, fx
 
-from qcompile.graph import constant_nodes, leaves_of, live_nodes, value
+from qcompile.graph.nodes import value
+from qcompile.graph.walk import constant_nodes, leaves_of, live_nodes
 from qcompile.passes.fold import inputs
 from qcompile.pipeline import Pass, State
 

@@ -4,7 +4,7 @@ import logging
 
 from qcompile.change import Change
 from qcompile.errors import brief
-from qcompile.graph import is_call
+from qcompile.graph.nodes import is_call
 from qcompile.kernels import KernelCall
 from qcompile.ops import quantized_linear
 from qcompile.passes.fuse import without_kernel

@@ -9,7 +9,8 @@ from qcompile.activations import Rounded, recognize_activation
 from qcompile.change import Change
 from qcompile.cones import Reader, Reading
 from qcompile.errors import brief
-from qcompile.graph import constant_nodes, followers, is_call, leaves_of, value
+from qcompile.graph.nodes import is_call, value
+from qcompile.graph.walk import constant_nodes, followers, leaves_of
 from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear

@@ -32,12 +32,13 @@ from torch import Tensor, fx
 from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.graph import Constant, evaluate, is_call, is_released, subgraph, value
+from qcompile.graph.nodes import Constant, is_call, is_released, value
+from qcompile.graph.slices import Root, Slices, pieces
+from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
 from qcompile.products import CASTS, VIEWS, Product
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.readers import Proposal
-from qcompile.slices import Root, Slices, pieces
 from qcompile.tighten import Extent
 from qcompile.weights.recipe import Recipe
 

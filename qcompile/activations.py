@@ -7,11 +7,12 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, aten, evaluate, hint, is_call, prims, value
+from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
+from qcompile.graph.slices import Root, Slices
+from qcompile.graph.walk import evaluate
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import fake_quantize
 from qcompile.products import through_views
-from qcompile.slices import Root, Slices
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product

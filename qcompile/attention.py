@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import aten, is_call, is_pure, value
+from qcompile.graph.nodes import aten, is_call, is_pure, value
 from qcompile.products import VIEWS
 
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -1,6 +1,6 @@
 """Proves by value that a proposed attention is what the graph computes, and that our kernel computes it, whatever its size.
 
-The graph's code is run at small sizes (qcompile.small_sizes says why that proves it for its own), our kernel there and at the
+The graph's code is run at small sizes (qcompile.graph.small_sizes says why that proves it for its own), our kernel there and at the
 borders of its blocks. Code whose sizes cannot be told apart is run as it is if that is little work, and left alone otherwise.
 """
 
@@ -13,9 +13,11 @@ from torch import Tensor, fx
 
 from qcompile.attention import Attention
 from qcompile.attention_probes import Probe, borders, layouts, probes, shape_of, shapes_of
-from qcompile.graph import evaluate, hint, structural_key, subgraph, value
+from qcompile.graph.nodes import hint, value
+from qcompile.graph.small_sizes import Layout, Placed, SizesError, run_small
+from qcompile.graph.text import structural_key
+from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Verdict, sqnr_db
-from qcompile.small_sizes import Layout, Placed, SizesError, run_small
 
 ACCEPT_DB = 40.0
 _MOST_NUMBERS = 1 << 21  # of all tensors together in code that is run at its own sizes: 8 MiB in float32

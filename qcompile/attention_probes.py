@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.attention import Attention
-from qcompile.graph import hint, value
-from qcompile.small_sizes import Layout, SizesError, fixed, full_size, shrunk, small_size
+from qcompile.graph.nodes import hint, value
+from qcompile.graph.small_sizes import Layout, SizesError, fixed, full_size, shrunk, small_size
 
 MASKS = ("random mask", "some keys unseen", "a query that sees nothing", "a query with the least finite number everywhere")
 # At most so many places of each axis; two that are not equal show which axis is which.

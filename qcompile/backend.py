@@ -19,7 +19,7 @@ from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.first_calls import FirstCalls
 from qcompile.frontends import notes
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
 from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve

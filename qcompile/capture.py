@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.names import Names
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from qcompile.graph import lacks_value, value
+from qcompile.graph.nodes import lacks_value, value
 
 
 class BrokenChangeError(AssertionError):

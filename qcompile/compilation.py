@@ -17,7 +17,7 @@ from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
-from qcompile.graph import Constant, hint, value
+from qcompile.graph.nodes import Constant, hint, value
 from qcompile.meaning import Verdict
 from qcompile.names import Place, places_now
 from qcompile.options import Options

@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from qcompile.acceptance import Claim, Facts, agrees, examine, out_of_range
 from qcompile.errors import ReleasedWeightError
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.graph import Constant, evaluate, is_call, leaves_of, structural_key, subgraph, value
+from qcompile.graph.nodes import Constant, is_call, value
+from qcompile.graph.text import structural_key
+from qcompile.graph.walk import evaluate, leaves_of, subgraph
 from qcompile.products import Product, low_bit_leaves
 from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered

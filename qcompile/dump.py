@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcompile.drawing import draw
-from qcompile.graph import to_text
+from qcompile.graph.text import to_text
 from qcompile.pipeline import GraphSite, State
 from qcompile.regions.segments import Plan
 from qcompile.report import Report, SiteReport

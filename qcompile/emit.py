@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from qcompile.graph import literal, value
+from qcompile.graph.nodes import literal, value
 
 
 class Emitter:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.errors import FIRST_CALL_WARNING, QCompileError, brief
-from qcompile.graph import is_released
+from qcompile.graph.nodes import is_released
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError, QCompileError
-from qcompile.graph import Constant, evaluate, hint
+from qcompile.graph.nodes import Constant, hint
+from qcompile.graph.walk import evaluate
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options

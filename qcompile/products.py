@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, subgraph, value
+from qcompile.graph.nodes import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, value
+from qcompile.graph.walk import subgraph
 
 VIEWS = frozenset(
     {

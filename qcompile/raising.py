@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.activations import Rounded
 from qcompile.cones import Reading
 from qcompile.emit import Emitter
-from qcompile.graph import aten, is_call, prims, same_sizes, value
+from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.products import CASTS, VIEWS, Product

@@ -9,7 +9,8 @@ from torch import fx
 from qcompile.activations import Rounded, recognize_activation
 from qcompile.cones import Reader, Reading
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, constant_nodes, is_released, subgraph
+from qcompile.graph.nodes import Constant, is_released
+from qcompile.graph.walk import constant_nodes, subgraph
 from qcompile.kernels import Kernel, Site
 from qcompile.products import Product
 from qcompile.weights.recipe import Recipe

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
-from qcompile.graph import Constant, is_released
+from qcompile.graph.nodes import Constant, is_released
 from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
 from qcompile.weights.cache import STORE

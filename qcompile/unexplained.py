@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, aten, constant_nodes, is_call, value
+from qcompile.graph.nodes import Constant, aten, is_call, value
+from qcompile.graph.walk import constant_nodes
 from qcompile.products import CASTS, VIEWS, low_bit_leaves
 from qcompile.report import SiteReport
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qcompile.graph import LOW_BIT
+from qcompile.graph.nodes import LOW_BIT
 from qcompile.names import parts_of, path_without_wrappers, unwrapped
 from qcompile.report import SiteReport, look_too
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import Constant, aten, is_call, value
+from qcompile.graph.nodes import Constant, aten, is_call, value
+from qcompile.graph.slices import Root, Slices, spread
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
 from qcompile.platform.quiet import without_their_messages
 from qcompile.proofs import extremes
-from qcompile.slices import Root, Slices, spread
 from qcompile.weights.cache import STORE
 from qcompile.weights.memory import trim
 from qcompile.weights.recipe import Recipe

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from qcompile.graph import LOW_BIT
+from qcompile.graph.nodes import LOW_BIT
 from qcompile.meaning import Operands, dequantize, row_pieces
 
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import aten, is_call, value
+from qcompile.graph.nodes import aten, is_call, value
 from qcompile.meaning import CODE_BOOKS
 from qcompile.proofs.weight import tolerance
 from qcompile.readers.lattice import HALVES, INTEGERS, Weight

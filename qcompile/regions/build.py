@@ -13,7 +13,7 @@ from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor
 
 from qcompile.errors import UnservedError
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.names import parts_of
 from qcompile.regions.names import Renaming
 from qcompile.regions.repeats import example

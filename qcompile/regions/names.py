@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 
 
 @dataclass(frozen=True, slots=True)

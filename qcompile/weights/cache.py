@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qcompile.graph import Constant, is_released
+from qcompile.graph.nodes import Constant, is_released
 from qcompile.weights.disk_cache import discard, reset
 from qcompile.weights.freshness import Leaves
 from qcompile.weights.recipe import Recipe

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from qcompile.graph import Constant, is_released
+from qcompile.graph.nodes import Constant, is_released
 from qcompile.weights.samples import Samples, content
 
 _version = operator.attrgetter("_version")

@@ -13,7 +13,9 @@ from torch import Tensor, fx
 
 from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph import Constant, evaluate, is_released, is_size, literal, structural_key, subgraph
+from qcompile.graph.nodes import Constant, is_released, is_size, literal
+from qcompile.graph.text import structural_key
+from qcompile.graph.walk import evaluate, subgraph
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands
 from qcompile.weights.disk_cache import Shelf

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import value
-from qcompile.slices import Root, Slices, pieces
+from qcompile.graph.nodes import value
+from qcompile.graph.slices import Root, Slices, pieces
 
 _LARGE, _STRIP = 1 << 22, 1 << 19  # elements
 

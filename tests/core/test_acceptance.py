@@ -10,7 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompile import acceptance, cones
 from qcompile.cones import Reader
-from qcompile.graph import Constant, constant_nodes, evaluate
+from qcompile.graph.nodes import Constant
+from qcompile.graph.walk import constant_nodes, evaluate
 from qcompile.meaning import QuantizedWeight
 from qcompile.products import PRODUCTS, Product, find_product
 

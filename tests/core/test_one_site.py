@@ -10,7 +10,7 @@ from support.packed_linears import packed_linear
 from torch import Tensor, nn
 
 import qcompile
-from qcompile.graph import value
+from qcompile.graph.nodes import value
 from qcompile.meaning import sqnr_db
 from qcompile.report import SiteReport
 

@@ -10,10 +10,11 @@ from support.spellings import SPELLINGS, Spelling
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from qcompile.graph import constant_nodes, evaluate, value
+from qcompile.graph.nodes import value
+from qcompile.graph.slices import Root, Slices, pieces, spread
+from qcompile.graph.walk import constant_nodes, evaluate
 from qcompile.pipeline import State
 from qcompile.products import PRODUCTS, Product, find_product
-from qcompile.slices import Root, Slices, pieces, spread
 
 
 def weights(state: State) -> list[Product]:

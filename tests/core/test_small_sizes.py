@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from support.large_graphs import traced
 from torch import Tensor
 
-from qcompile.graph import is_call
-from qcompile.small_sizes import Layout, Placed, SizesError, fixed, run_small, shrunk, small_size
+from qcompile.graph.nodes import is_call
+from qcompile.graph.small_sizes import Layout, Placed, SizesError, fixed, run_small, shrunk, small_size
 
 # Every axis that could be taken for another is as long as it: 4 K/V heads of 4 query heads each, 16 of width, queries and keys.
 BATCH, GROUP, WIDTH = 4, 4, 16

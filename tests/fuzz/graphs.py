@@ -13,7 +13,7 @@ from fuzz.chains import ROWS, random_shape, write
 from fuzz.near_misses import near_miss
 from fuzz.programs import Body, DoesNotRunError, Program, layer
 from fuzz.trial import Trial, WholeTrial, capture
-from qcompile.graph import LOW_BIT
+from qcompile.graph.nodes import LOW_BIT
 
 SHARE_OF_NEAR_MISSES = 0.3
 SHARE_OF_WHOLE_COMPILES = 0.03

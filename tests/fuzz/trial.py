@@ -17,7 +17,7 @@ from qcompile import decompositions
 from qcompile.backend import reset
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.options import resolve
 from qcompile.report import SiteReport, report
 

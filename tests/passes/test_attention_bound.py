@@ -14,7 +14,7 @@ from qcompile import attention_check
 from qcompile.attention import Attention, find_attention
 from qcompile.attention_check import disproof, outer_inputs
 from qcompile.attention_probes import layouts, shape_of
-from qcompile.small_sizes import SizesError
+from qcompile.graph.small_sizes import SizesError
 
 MOST_BYTES = 200 << 20
 # batch, heads, K/V heads, queries, keys, width: prompts that cannot be run here, a long cache, many heads, one head for all.

@@ -8,10 +8,10 @@ from support.graphs import through, with_state
 from support.packed_linears import Block, packed_linear
 from support.spellings import BF16, SPELLINGS, K, N, Written
 
+from qcompile.graph.slices import Slices
 from qcompile.kernels import kernels
 from qcompile.options import Options
 from qcompile.pipeline import GraphSite, State
-from qcompile.slices import Slices
 
 X = torch.zeros(4, K, dtype=BF16)
 

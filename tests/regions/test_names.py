@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qcompile.graph import Constant
+from qcompile.graph.nodes import Constant
 from qcompile.regions.names import Renaming
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompile import decompositions
 from qcompile.capture import aot_constants, dynamo_constants
-from qcompile.graph import to_text
+from qcompile.graph.text import to_text
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, run

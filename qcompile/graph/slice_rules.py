@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.axis import UNUSED, Axis, Needs, UnknownError
-from qcompile.graph import hint, value
+from qcompile.graph.axis import UNUSED, Axis, Needs, UnknownError
+from qcompile.graph.nodes import hint, value
 
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.graph import aten, hint, is_pure, is_size, prims, subgraph, value
+from qcompile.graph.nodes import aten, hint, is_pure, is_size, prims, value
+from qcompile.graph.walk import subgraph
 
 
 class SizesError(Exception):

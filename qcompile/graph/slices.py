@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from qcompile.axis import UNUSED, Axis
-from qcompile.graph import concrete, hint, is_size, literal, subgraph, value
-from qcompile.slice_rules import needs_of, run
+from qcompile.graph.axis import UNUSED, Axis
+from qcompile.graph.nodes import concrete, hint, is_size, literal, value
+from qcompile.graph.slice_rules import needs_of, run
+from qcompile.graph.walk import subgraph
 
 # Makes the values of an input for the shape that is asked for.
 Source = Callable[[Sequence[int]], Tensor]
@@ -30,7 +31,7 @@ class Slices:
     """The values of some nodes for ranges of a few labels ("n": rows of a weight, "m": rows of an input).
 
     A label starts at a dimension of each root and is followed to the inputs. A node is computed for the range alone if all who
-    read it want the same range of the same dimension and its operator is known (qcompile.slice_rules); every other node is
+    read it want the same range of the same dimension and its operator is known (qcompile.graph.slice_rules); every other node is
     computed as a whole, once. So the result is always right; how much is saved depends on the graph.
 
     roots   what is wanted

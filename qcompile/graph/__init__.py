@@ -1,0 +1,1 @@
+"""Graph tools that several passes share: nodes, walks, text, slices of a value, and runs at smaller sizes."""
