@@ -4,13 +4,13 @@ import logging
 
 from torch import Tensor, fx
 
-from qcompile.attention import Attention, find_attention, module_path, same_size
-from qcompile.attention_check import call, disproof, key_of, outer_inputs
 from qcompile.graph.nodes import value
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State
 from qcompile.platform import Platform, platform
+from qcompile.recognize.attention import Attention, find_attention, module_path, same_size
+from qcompile.recognize.attention_proof import call, disproof, key_of, outer_inputs
 from qcompile.report import SiteReport
 from qcompile.targets import native_attention
 from qcompile.targets.native_attention import DTYPES, NAME, most_queries

@@ -17,9 +17,9 @@ from qcompile.options import Options
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.platform import Platform, platform
-from qcompile.products import through_views
 from qcompile.proofs.kernel import verify
 from qcompile.proofs.rewrite import verify_rewrite
+from qcompile.recognize.products import through_views
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
 from qcompile.timing.order import Candidate, milliseconds, why_not

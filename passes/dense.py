@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.attention import module_path
 from qcompile.graph.nodes import aten, is_call, value
 from qcompile.graph.walk import evaluate
 from qcompile.kernels import Reasons, against_options, unmet
@@ -15,6 +14,7 @@ from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
 from qcompile.platform import platform
 from qcompile.proofs.kernel import ACCEPT_DB
+from qcompile.recognize.attention import module_path
 from qcompile.report import SiteReport
 from qcompile.targets import native_dense
 from qcompile.targets.native_dense import FEW_ROWS, NAME, call

@@ -14,7 +14,7 @@ from qcompile.graph.nodes import aten, value
 from qcompile.graph.walk import subgraph
 from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
-from qcompile.products import through_views
+from qcompile.recognize.products import through_views
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from qcompile.errors import brief
 from qcompile.graph.nodes import aten, is_call, same_sizes, value
 from qcompile.graph.walk import constant_nodes, leaves_of
 from qcompile.pipeline import Pass, State
-from qcompile.products import low_bit_leaves
+from qcompile.recognize.products import low_bit_leaves
 
 log = logging.getLogger(__name__)
 

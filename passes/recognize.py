@@ -5,9 +5,7 @@ import logging
 import torch
 from torch import fx
 
-from qcompile.activations import Rounded, recognize_activation
 from qcompile.change import Change
-from qcompile.cones import Reader, Reading
 from qcompile.errors import brief
 from qcompile.graph.nodes import is_call, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
@@ -15,9 +13,11 @@ from qcompile.kernels import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
-from qcompile.products import PRODUCTS, Product, depends_on_product, find_product, low_bit_leaves, touches_low_bit
-from qcompile.raising import raise_product
-from qcompile.recheck import Recheck
+from qcompile.recognize.activation import Rounded, recognize_activation
+from qcompile.recognize.products import PRODUCTS, Product, depends_on_product, find_product, low_bit_leaves, touches_low_bit
+from qcompile.recognize.rewrite import raise_product
+from qcompile.recognize.still_true import Recheck
+from qcompile.recognize.weight import Reader, Reading
 from qcompile.report import SiteReport
 
 log = logging.getLogger(__name__)

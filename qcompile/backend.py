@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
-from qcompile import compilers, cones, decompositions, head_start, recompiles, regions, unseen
+from qcompile import compilers, decompositions, head_start, recompiles, regions, unseen
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
@@ -24,6 +24,7 @@ from qcompile.meaning import Verdict
 from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
+from qcompile.recognize.weight import forget as forget_readings
 from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
 from qcompile.warning import warn
 from qcompile.weights.cache import STORE
@@ -47,7 +48,7 @@ def reset() -> None:
     """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
     clear()
     unseen.forget()
-    cones.forget()
+    forget_readings()
     choose.forget()
     STORE.clear()
     compilers.try_again()

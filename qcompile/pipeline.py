@@ -10,18 +10,18 @@ from torch import Tensor, fx
 
 from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError, QCompileError
+from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint
 from qcompile.graph.walk import evaluate
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.platform import Platform
-from qcompile.readers import Proposal
 from qcompile.report import SiteReport
 from qcompile.weights.recipe import Recipe
 
 if TYPE_CHECKING:
-    from qcompile.recheck import Recheck
+    from qcompile.recognize.still_true import Recheck
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.walk import constant_nodes
-from qcompile.products import CASTS, VIEWS, low_bit_leaves
+from qcompile.recognize.products import CASTS, VIEWS, low_bit_leaves
 from qcompile.report import SiteReport
 
 # Operators that multiply a weight, or look it up, and the position of the weight among their arguments.

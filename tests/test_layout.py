@@ -13,7 +13,7 @@ import pytest
 from qcompile.frontends import FRONT_DOORS
 from qcompile.kernels import TARGETS
 from qcompile.passes import PIPELINE
-from qcompile.readers import READERS
+from qcompile.recognize.readers import READERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("passes", "qcompile", "csrc", "tests", "demo", "bench", "docs", ".ci")
@@ -99,7 +99,8 @@ def test_nothing_names_the_place_it_was_made_in() -> None:
 )
 def test_each_part_is_tested(kind: str, name: str) -> None:
     """A pass has a test file of its name; kernels, readers and front doors share files by subject, which name them."""
-    source = ROOT / ("passes" if kind == "passes" else f"qcompile/{kind}") / f"{name}.py"
+    folder = ROOT / ("passes" if kind == "passes" else f"qcompile/{kind}")
+    source = ROOT / f"{READERS[name].replace('.', '/')}.py" if kind == "readers" else folder / f"{name}.py"
     assert source.exists(), f"{name_of(source)} is listed and does not exist"
     if kind == "passes":
         assert (ROOT / "tests" / "passes" / f"test_{name}.py").exists(), f"{name_of(source)} has no tests/passes/test_{name}.py"

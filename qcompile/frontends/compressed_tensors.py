@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeightError, UnsupportedSchemeError, WeightError
+from qcompile.formats.layouts import NVFP4_BLOCK
 from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
 from qcompile.frontends.product import Structure
 from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
-from qcompile.readers.layouts import NVFP4_BLOCK
 
 KNOWN_SCHEMES = (
     "pack-quantized integers of 2 to 8 bits (group, channel or tensor)",

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
+from qcompile.formats.layouts import LAYOUTS, Packing, Stored
 from qcompile.meaning import CODE_BOOKS, row_pieces
 from qcompile.ops import LIBRARY
-from qcompile.readers.layouts import LAYOUTS, Packing, Stored
 
 # A parameter's path in the model, kept on the tensor itself so that an error can name it.
 NAME_ATTRIBUTE = "qcompile_name"

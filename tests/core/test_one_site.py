@@ -81,12 +81,12 @@ def sentences(row: SiteReport) -> str:
 
 STEPS = [
     "qcompile.passes.recognize.find_product",
-    "qcompile.cones.Reader.read",
+    "qcompile.recognize.weight.Reader.read",
     "qcompile.passes.recognize.recognize_activation",
-    "qcompile.recheck.Recheck.of",
+    "qcompile.recognize.still_true.Recheck.of",
     "qcompile.passes.recognize.raise_product",
     "qcompile.passes.recognize.module_path",
-    "qcompile.raising._replay",
+    "qcompile.recognize.rewrite._replay",
     "qcompile.passes.choose._decide",
     "qcompile.passes.choose.candidates",
     "qcompile.passes.choose.verify_rewrite",

@@ -330,7 +330,7 @@ def _check_left_out(name: str, rows: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "qcompile.cones.Reader.read",
+        "qcompile.recognize.weight.Reader.read",
         "qcompile.passes.recognize.find_product",
         "qcompile.passes.recognize.raise_product",
         "qcompile.passes.recognize.recognize_activation",

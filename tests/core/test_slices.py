@@ -14,7 +14,7 @@ from qcompile.graph.nodes import value
 from qcompile.graph.slices import Root, Slices, pieces, spread
 from qcompile.graph.walk import constant_nodes, evaluate
 from qcompile.pipeline import State
-from qcompile.products import PRODUCTS, Product, find_product
+from qcompile.recognize.products import PRODUCTS, Product, find_product
 
 
 def weights(state: State) -> list[Product]:

@@ -299,7 +299,7 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require()
-    monkeypatch.setattr("qcompile.attention_check.call", lambda q, *_: torch.empty_like(q).fill_(0.5))
+    monkeypatch.setattr("qcompile.recognize.attention_proof.call", lambda q, *_: torch.empty_like(q).fill_(0.5))
     q, k, v = tensors()
     rows, got = run(grouped, q, k, v, rest="eager")
     assert rows[0].kernel is None and "wrong on a probe" in rows[0].reasons["native.attention"][0]

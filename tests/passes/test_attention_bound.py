@@ -10,11 +10,11 @@ from support.large_graphs import MemoryWatch, traced
 from support.native_weights import require_kernels
 from torch import Tensor
 
-from qcompile import attention_check
-from qcompile.attention import Attention, find_attention
-from qcompile.attention_check import disproof, outer_inputs
-from qcompile.attention_probes import layouts, shape_of
 from qcompile.graph.small_sizes import SizesError
+from qcompile.recognize import attention_proof
+from qcompile.recognize.attention import Attention, find_attention
+from qcompile.recognize.attention_probes import layouts, shape_of
+from qcompile.recognize.attention_proof import disproof, outer_inputs
 
 MOST_BYTES = 200 << 20
 # batch, heads, K/V heads, queries, keys, width: prompts that cannot be run here, a long cache, many heads, one head for all.
@@ -117,7 +117,7 @@ def test_code_that_cannot_be_shrunk_is_run_only_if_it_is_little(monkeypatch: pyt
     def refuse(*_: Any) -> Any:
         raise SizesError("for a test")
 
-    monkeypatch.setattr(attention_check, "run_small", refuse)
+    monkeypatch.setattr(attention_proof, "run_small", refuse)
     small, large = ((1, 4, 2, length, length, 16) for length in (20, 4096))
     assert disproof(found_in(spelled, small, torch.float32, False)[0], {}, kernel=True)[0] == ""
     found = found_in(spelled, large, torch.float32, False)[0]

@@ -117,7 +117,7 @@ def test_dense_layers_are_noted() -> None:
 def test_what_belongs_to_the_product(forward: Callable[..., Any], post: int, biases: int) -> None:
     from qcompile.graph.nodes import is_call  # noqa: PLC0415
     from qcompile.graph.walk import constant_nodes  # noqa: PLC0415
-    from qcompile.products import PRODUCTS, Product, find_product  # noqa: PLC0415
+    from qcompile.recognize.products import PRODUCTS, Product, find_product  # noqa: PLC0415
 
     found: list[tuple[int, int]] = []
 

@@ -8,9 +8,10 @@ import torch
 from support.checkpoints import awq_tensors, gptq_tensors
 from torch import Tensor
 
+from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.meaning import QuantizedWeight, dequantize
-from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, proposals
+from qcompile.recognize.readers import proposals
 
 
 def cone(n: int, k: int, tensors: Sequence[Tensor], **more: Any) -> Cone:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from qcompile.meaning import E2M1, dequantize
-from qcompile.readers.lattice import HALVES, INTEGERS, Weight, codes_and_zeros, findings
-from qcompile.readers.scales import Grid, Scale, group_sizes, ways
+from qcompile.recognize.lattice import HALVES, INTEGERS, Weight, codes_and_zeros, findings
+from qcompile.recognize.scales import Grid, Scale, group_sizes, ways
 
 N, K, G = 24, 64, 16
 BOOK = torch.tensor(E2M1)

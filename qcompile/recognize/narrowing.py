@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qcompile.formats.proposal import Proposal
 from qcompile.meaning import Operands
-from qcompile.readers import Proposal
 
 
 class Extent:

@@ -12,7 +12,7 @@ from qcompile.graph.slices import Root, Slices
 from qcompile.graph.walk import evaluate
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import fake_quantize
-from qcompile.products import through_views
+from qcompile.recognize.products import through_views
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product

@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
-from qcompile.products import Product
-from qcompile.readers import Proposal, lattice, unread
-from qcompile.readers.scales import LEAST_GROUP
+from qcompile.recognize import lattice, unread
+from qcompile.recognize.products import Product
+from qcompile.recognize.scales import LEAST_GROUP
 
 _MOST_CANDIDATES = 24
 _MOST_ELEMENTS, _SPANS = 1 << 22, 16  # of a weight of more elements some rows are looked at, in so many places

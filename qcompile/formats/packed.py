@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from qcompile.formats.layouts import LAYOUTS, Packing, Stored
+from qcompile.formats.proposal import Proposal
 from qcompile.meaning import Operands
-from qcompile.readers import Proposal
-from qcompile.readers.layouts import LAYOUTS, Packing, Stored
 
 
 def proposal(

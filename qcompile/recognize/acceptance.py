@@ -31,15 +31,15 @@ from torch import Tensor, fx
 
 from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
+from qcompile.formats.proposal import Proposal
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
-from qcompile.products import CASTS, VIEWS, Product
 from qcompile.proofs.weight import disagreement, in_range, inexact
-from qcompile.readers import Proposal
-from qcompile.tighten import Extent
+from qcompile.recognize.narrowing import Extent
+from qcompile.recognize.products import CASTS, VIEWS, Product
 from qcompile.weights.recipe import Recipe
 
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.
@@ -57,7 +57,7 @@ class Facts:
 
     scale_range  size of the least and the largest scale that is not 0; (1, 1) if all are
     zero_range   least and largest zero point, (0, 0) without any
-    narrow       its codes and zero points fit 4 bits; straight: its permutation moves nothing (qcompile.tighten)
+    narrow       its codes and zero points fit 4 bits; straight: its permutation moves nothing (qcompile.recognize.narrowing)
     """
 
     scale_range: tuple[float, float]

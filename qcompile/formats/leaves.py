@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from qcompile.readers import Cone, Leaf
+from qcompile.formats.proposal import Cone, Leaf
 
 INTEGERS = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})

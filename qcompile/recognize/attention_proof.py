@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.attention import Attention
-from qcompile.attention_probes import Probe, borders, layouts, probes, shape_of, shapes_of
 from qcompile.graph.nodes import hint, value
 from qcompile.graph.small_sizes import Layout, Placed, SizesError, run_small
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Verdict, sqnr_db
+from qcompile.recognize.attention import Attention
+from qcompile.recognize.attention_probes import Probe, borders, layouts, probes, shape_of, shapes_of
 
 ACCEPT_DB = 40.0
 _MOST_NUMBERS = 1 << 21  # of all tensors together in code that is run at its own sizes: 8 MiB in float32

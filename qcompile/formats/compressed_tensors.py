@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from qcompile.readers import Cone, Leaf, Proposal
-from qcompile.readers.layouts import NVFP4_BLOCK, Packing
-from qcompile.readers.leaves import FLOATS, combinations, group_indices, indices
-from qcompile.readers.packed import proposal
+from qcompile.formats.layouts import NVFP4_BLOCK, Packing
+from qcompile.formats.leaves import FLOATS, combinations, group_indices, indices
+from qcompile.formats.packed import proposal
+from qcompile.formats.proposal import Cone, Leaf, Proposal
 
 
 def propose(cone: Cone) -> Iterator[Proposal]:

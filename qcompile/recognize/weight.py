@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.acceptance import Claim, Facts, agrees, examine, out_of_range
 from qcompile.errors import ReleasedWeightError
+from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
 from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph.nodes import Constant, is_call, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, leaves_of, subgraph
-from qcompile.products import Product, low_bit_leaves
 from qcompile.proofs.weight import is_fixed, random_leaves
-from qcompile.readers import Cone, Leaf, LeafIndex, Proposal, lattice, proposals, recovered
-from qcompile.readers.unread import GENERAL
-from qcompile.tighten import four_bits, in_order
+from qcompile.recognize import lattice, recovered
+from qcompile.recognize.acceptance import Claim, Facts, agrees, examine, out_of_range
+from qcompile.recognize.narrowing import four_bits, in_order
+from qcompile.recognize.products import Product, low_bit_leaves
+from qcompile.recognize.readers import proposals
+from qcompile.recognize.unread import GENERAL
 from qcompile.weights.freshness import Leaves
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.

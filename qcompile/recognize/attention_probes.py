@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.attention import Attention
 from qcompile.graph.nodes import hint, value
 from qcompile.graph.small_sizes import Layout, SizesError, fixed, full_size, shrunk, small_size
+from qcompile.recognize.attention import Attention
 
 MASKS = ("random mask", "some keys unseen", "a query that sees nothing", "a query with the least finite number everywhere")
 # At most so many places of each axis; two that are not equal show which axis is which.
@@ -40,7 +40,7 @@ def shape_of(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], torch.dty
 def layouts(found: Attention) -> list[Layout]:
     """What the dimensions of the attention's inputs are made of, small but for the width and the group that shares K and V.
 
-    Raises SizesError if the inputs do not have the shapes that qcompile.attention.Attention gives.
+    Raises SizesError if the inputs do not have the shapes that qcompile.recognize.attention.Attention gives.
     """
     (batch, heads, queries, width), (_, kv_heads, keys, _) = shape_of(found.q)[0], shape_of(found.k)[0]
     if kv_heads == 0 or heads % kv_heads:

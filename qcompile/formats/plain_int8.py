@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qcompile.formats.layouts import signed
+from qcompile.formats.leaves import INTEGERS, grids, indices, scale_grids
+from qcompile.formats.proposal import Cone, Proposal
 from qcompile.meaning import Operands
-from qcompile.readers import Cone, Proposal
-from qcompile.readers.layouts import signed
-from qcompile.readers.leaves import INTEGERS, grids, indices, scale_grids
 
 # What code may subtract from unsigned bytes without any zero-point leaf: nothing, 128, or 8 (four bits in a byte).
 UNSIGNED_OFFSETS = (128, 8, 0)

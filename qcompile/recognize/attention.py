@@ -1,6 +1,7 @@
 """Finds attention in a graph, as PyTorch's own operator or spelled as product, softmax, product, and proposes what it computes.
 
-A proposal is a guess from the graph's structure; qcompile.attention_check proves it by value before anything is rewritten.
+A proposal is a guess from the graph's structure; qcompile.recognize.attention_proof proves it by value before anything is
+rewritten.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, is_pure, value
-from qcompile.products import VIEWS
+from qcompile.recognize.products import VIEWS
 
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
 _LAYOUT = VIEWS | {aten.permute.default, aten.expand.default, aten.transpose.int}

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from qcompile.readers import Cone, Proposal
-from qcompile.readers.layouts import Packing
-from qcompile.readers.leaves import FLOATS, combinations, group_indices, indices
-from qcompile.readers.packed import proposal
+from qcompile.formats.layouts import Packing
+from qcompile.formats.leaves import FLOATS, combinations, group_indices, indices
+from qcompile.formats.packed import proposal
+from qcompile.formats.proposal import Cone, Proposal
 
 
 def propose(cone: Cone) -> Iterator[Proposal]:

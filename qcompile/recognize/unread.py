@@ -8,8 +8,8 @@ from torch import Tensor, fx
 from qcompile.graph.nodes import aten, is_call, value
 from qcompile.meaning import CODE_BOOKS
 from qcompile.proofs.weight import tolerance
-from qcompile.readers.lattice import HALVES, INTEGERS, Weight
-from qcompile.readers.scales import LEAST_GROUP, Grid, Scale, further, singles
+from qcompile.recognize.lattice import HALVES, INTEGERS, Weight
+from qcompile.recognize.scales import LEAST_GROUP, Grid, Scale, further, singles
 
 GENERAL = "divided by each of its scales the weight does not become integers of 8 bits or fewer"
 _LOOKUPS = (aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default)

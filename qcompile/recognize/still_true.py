@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from qcompile.activations import Rounded, recognize_activation
-from qcompile.cones import Reader, Reading
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released
 from qcompile.graph.walk import constant_nodes, subgraph
 from qcompile.kernels import Kernel, Site
-from qcompile.products import Product
+from qcompile.recognize.activation import Rounded, recognize_activation
+from qcompile.recognize.products import Product
+from qcompile.recognize.weight import Reader, Reading
 from qcompile.weights.recipe import Recipe
 
 

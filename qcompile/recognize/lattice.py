@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
 from qcompile.proofs.weight import rounded_to, tolerance
-from qcompile.readers.scales import Grid, Scale, further, singles
+from qcompile.recognize.scales import Grid, Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
 _SAMPLED_ROWS = 8

@@ -1,21 +1,17 @@
-"""Readers: each storage format's file looks at a cone's leaves and proposes which quantized weight they may hold.
+"""What a storage format's file is asked and what it answers: a cone's leaves, and which quantized weight they may hold.
 
 A proposal is only a guess. `recognize` runs the cone and the proposal and accepts it only if they agree element by element, so a
 reader should propose every convention that fits the leaves' dtypes and shapes (GPTQ v1 and v2, square weights both ways round).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcompile.meaning import Operands
-
-# One file each under qcompile/readers; tried in this order.
-READERS = ("front_door", "compressed_tensors", "gptq", "awq", "plain_int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +62,3 @@ class Proposal:
     symmetric: bool = True
     act_order: bool = False
     codebook: str = ""
-
-
-def proposals(cone: Cone) -> Iterator[tuple[str, Proposal]]:
-    """(reader name, proposal) of every reader, in order."""
-    for name in READERS:
-        for proposal in import_module(f"qcompile.readers.{name}").propose(cone):
-            yield name, proposal

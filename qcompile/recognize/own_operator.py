@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from qcompile.formats.layouts import LAYOUTS, Packing
+from qcompile.formats.packed import proposal
+from qcompile.formats.proposal import Cone, LeafIndex, Proposal
 from qcompile.frontends.ops import dequantize_packed
-from qcompile.readers import Cone, LeafIndex, Proposal
-from qcompile.readers.layouts import LAYOUTS, Packing
-from qcompile.readers.packed import proposal
 
 
 def propose(cone: Cone) -> Iterator[Proposal]:
