@@ -12,7 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from qcompile.cli.bench_command import TIMES, measured
-from qcompile.report_text import megabytes
+from qcompile.reporting.text import megabytes
 
 CONSOLE = Console()
 BASE = "dense, eager"

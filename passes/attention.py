@@ -11,7 +11,7 @@ from qcompile.pipeline import Pass, State
 from qcompile.platform import Platform, platform
 from qcompile.recognize.attention import Attention, find_attention, module_path, same_size
 from qcompile.recognize.attention_proof import call, disproof, key_of, outer_inputs
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention
 from qcompile.targets.native_attention import DTYPES, NAME, most_queries
 

@@ -15,7 +15,7 @@ from qcompile.pipeline import Pass, State
 from qcompile.platform import platform
 from qcompile.proofs.kernel import ACCEPT_DB
 from qcompile.recognize.attention import module_path
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_dense
 from qcompile.targets.native_dense import FEW_ROWS, NAME, call
 

@@ -18,7 +18,7 @@ from qcompile.recognize.products import PRODUCTS, Product, depends_on_product, f
 from qcompile.recognize.rewrite import raise_product
 from qcompile.recognize.still_true import Recheck
 from qcompile.recognize.weight import Reader, Reading
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ with blamed("torch"):
     from qcompile.options import Options
     from qcompile.platform import platform
     from qcompile.registration import register
-    from qcompile.report import Report, SiteReport, report
+    from qcompile.reporting.report import Report, report
+    from qcompile.reporting.rows import SiteReport
 
 register()
 

@@ -8,11 +8,13 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
-from qcompile import head_start, names, recompiles, unseen, versions
+from qcompile import head_start, names, recompiles, versions
 from qcompile.backend import backend, compile_graph
 from qcompile.capture import dynamo_constants
 from qcompile.options import resolve
-from qcompile.report import Report, SiteReport, gathered
+from qcompile.reporting import unseen
+from qcompile.reporting.report import Report, gathered
+from qcompile.reporting.rows import SiteReport
 
 Model = TypeVar("Model", bound=nn.Module)
 

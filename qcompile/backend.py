@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
-from qcompile import compilers, decompositions, head_start, recompiles, regions, unseen
+from qcompile import compilers, decompositions, head_start, recompiles, regions
 from qcompile.capture import dynamo_constants
 from qcompile.compilation import Compilation
 from qcompile.dump import Dump
@@ -25,7 +25,9 @@ from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.recognize.weight import forget as forget_readings
-from qcompile.report import OTHER_FORMATS, Report, SiteReport, clear, emit_trace, record, retire
+from qcompile.reporting import unseen
+from qcompile.reporting.report import Report, clear, emit_trace, record, retire
+from qcompile.reporting.rows import OTHER_FORMATS, SiteReport
 from qcompile.warning import warn
 from qcompile.weights.cache import STORE
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import compilers, decompositions, head_start, unexplained, unseen
+from qcompile import compilers, decompositions, head_start
 from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.dump import Dump
 from qcompile.emit import Emitter
@@ -24,7 +24,9 @@ from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
 from qcompile.platform import platform
-from qcompile.report import SiteReport, record
+from qcompile.reporting import unexplained, unseen
+from qcompile.reporting.report import record
+from qcompile.reporting.rows import SiteReport
 from qcompile.rewrite import rewrite
 from qcompile.runner import Packed, Runner
 from qcompile.weights.release import releasable

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qcompile.drawing import draw
 from qcompile.graph.text import to_text
 from qcompile.pipeline import GraphSite, State
 from qcompile.regions.segments import Plan
-from qcompile.report import Report, SiteReport
-from qcompile.report_text import joined_paths
+from qcompile.reporting.drawing import draw
+from qcompile.reporting.report import Report
+from qcompile.reporting.rows import SiteReport
+from qcompile.reporting.text import joined_paths
 
 log = logging.getLogger(__name__)
 

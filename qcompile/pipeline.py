@@ -17,7 +17,7 @@ from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.platform import Platform
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.weights.recipe import Recipe
 
 if TYPE_CHECKING:

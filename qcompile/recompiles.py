@@ -12,7 +12,7 @@ from torch._dynamo import config
 from torch._dynamo.convert_frame import ConvertFrameAssert
 
 from qcompile.errors import LAST_GRAPH_WARNING
-from qcompile.report import note
+from qcompile.reporting.report import note
 from qcompile.warning import warn
 
 log = logging.getLogger(__name__)

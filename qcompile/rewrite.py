@@ -10,7 +10,7 @@ from torch import fx
 
 from qcompile.errors import brief
 from qcompile.pipeline import Pass, PassError, State, check_equality, run
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention, native_dense
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from qcompile.kernels import kernels, site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight, sqnr_db
 from qcompile.options import Options
 from qcompile.platform import platform
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qcompile
 from qcompile.meaning import sqnr_db
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 REFERENCE = {"rest": "eager", "kernels": ["reference"]}
 LEAST_DB = 40.0

@@ -14,7 +14,7 @@ from qcompile.cli.measure import WAYS
 from qcompile.cli.options import options_of
 from qcompile.errors import UnknownNameError
 from qcompile.options import resolve
-from qcompile.report_text import megabytes
+from qcompile.reporting.text import megabytes
 
 TIMES = {"prefill_ms": "prompt ms", "decode_ms": "ms/token", "forward_ms": "forward ms"}
 NAMES = {"qcompile": "qcompile, packed", "eager": "dense, eager", "inductor": "dense, Inductor"}

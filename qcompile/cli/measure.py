@@ -22,7 +22,7 @@ from torch import Tensor
 from qcompile.api import compile as compile_model
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import example_inputs, load_model, text_config
-from qcompile.report import report
+from qcompile.reporting.report import report
 
 WAYS = ("qcompile", "eager", "inductor")
 REPEATS = 5  # the best one counts: everything else that runs on the machine only adds to a time

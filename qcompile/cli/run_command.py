@@ -13,7 +13,7 @@ from qcompile.api import compile as compile_model
 from qcompile.cli.folder import FolderError, load_model, prompt_ids, text_config
 from qcompile.cli.options import options_of
 from qcompile.options import resolve
-from qcompile.report import Report, report
+from qcompile.reporting.report import Report, report
 
 
 class Stream:

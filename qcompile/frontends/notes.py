@@ -7,7 +7,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 
 from qcompile.errors import UnservedError
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 NOTE, DECLINED = "qcompile_note", "qcompile_declined"
 

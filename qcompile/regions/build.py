@@ -19,7 +19,7 @@ from qcompile.regions.names import Renaming
 from qcompile.regions.repeats import example
 from qcompile.regions.segments import Part, Plan
 from qcompile.regions.stitch import Compiled, stitch
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qcompile
 from qcompile.meaning import sqnr_db
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 Forward = Callable[..., Tensor]

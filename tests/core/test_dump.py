@@ -13,7 +13,7 @@ import qcompile
 from qcompile.kernels import kernels as known
 from qcompile.meaning import sqnr_db
 from qcompile.passes import PIPELINE
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import qcompile
 from qcompile.graph.nodes import value
 from qcompile.meaning import sqnr_db
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 WIDTHS = (64, 96, 128, 32)
 

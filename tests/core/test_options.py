@@ -16,7 +16,7 @@ from qcompile.errors import UnknownNameError, UnservedError
 from qcompile.kernels import TARGETS, Kernel, Site
 from qcompile.kernels import kernels as known
 from qcompile.meaning import Operands, dequantize, sqnr_db
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import reference
 
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)

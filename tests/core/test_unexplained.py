@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import qcompile
-from qcompile.report import SiteReport
+from qcompile.reporting.rows import SiteReport
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 Forward = Callable[[Any, Tensor], Tensor]

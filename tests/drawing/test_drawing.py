@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from qcompile.drawing import draw, picture
-from qcompile.drawing.layout import BOX_GAP, LANE, place
-from qcompile.drawing.palette import NONE
-from qcompile.drawing.picture import MOST_SITES
-from qcompile.report import SiteReport
+from qcompile.reporting.drawing import draw, picture
+from qcompile.reporting.drawing.layout import BOX_GAP, LANE, place
+from qcompile.reporting.drawing.palette import NONE
+from qcompile.reporting.drawing.picture import MOST_SITES
+from qcompile.reporting.rows import SiteReport
 
 
 class Block(nn.Module):

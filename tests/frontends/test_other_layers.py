@@ -16,7 +16,7 @@ from qcompile.errors import UnsupportedSchemeError
 from qcompile.frontends import prepared_notes
 from qcompile.frontends.linear import GroupedLinear, PackedLinear
 from qcompile.frontends.other_layers import transposed
-from qcompile.report import clear
+from qcompile.reporting.report import clear
 
 
 class Spelled(nn.Linear):

@@ -19,7 +19,8 @@ from qcompile.compilation import Compilation
 from qcompile.dump import Dump
 from qcompile.graph.nodes import Constant
 from qcompile.options import resolve
-from qcompile.report import SiteReport, report
+from qcompile.reporting.report import report
+from qcompile.reporting.rows import SiteReport
 
 OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried

@@ -15,7 +15,8 @@ from qcompile.backend import compile_graph
 from qcompile.meaning import sqnr_db
 from qcompile.options import resolve
 from qcompile.platform import platform
-from qcompile.report import SiteReport, report
+from qcompile.reporting.report import report
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention
 
 Forward = Callable[..., Tensor]

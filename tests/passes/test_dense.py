@@ -10,7 +10,8 @@ from torch._inductor.utils import run_and_get_code
 
 from qcompile.meaning import sqnr_db
 from qcompile.platform import platform
-from qcompile.report import SiteReport, report
+from qcompile.reporting.report import report
+from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_dense
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")

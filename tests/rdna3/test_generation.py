@@ -9,7 +9,7 @@ from support.checkpoints import gptq_folder, llama_config, token_ids
 from support.emulated_rdna3 import Emulator
 
 import qcompile
-from qcompile.report import Report
+from qcompile.reporting.report import Report
 
 LINEARS = 2 * 7  # of the two layers
 LEAST_CALLS = 2 * 4  # per token, if q, k, v and gate, up are fused

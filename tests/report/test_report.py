@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qcompile.report import EQUAL_DB, Report, SiteReport, clear, combined, record, report
+from qcompile.reporting.report import Report, clear, combined, record, report
+from qcompile.reporting.rows import EQUAL_DB, SiteReport
 
 WOQ = "zentorch.woq_linear"
 REASONS: dict[str, tuple[str, ...]] = {
@@ -215,7 +216,8 @@ def test_rich_table_shows_kernels_and_reasons(width: int) -> None:
 
 
 TRACE = """
-from qcompile.report import SiteReport, emit_trace, record, report
+from qcompile.reporting.rows import SiteReport
+from qcompile.reporting.report import emit_trace, record, report
 record([SiteReport(module="model.fc", kernel="zentorch.woq_linear", bits=4, group=32, n=8, k=32)])
 emit_trace(report())
 """

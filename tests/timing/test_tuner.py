@@ -17,7 +17,7 @@ from qcompile.options import Options
 from qcompile.passes import choose
 from qcompile.pipeline import GraphSite
 from qcompile.platform import Platform
-from qcompile.report import Report
+from qcompile.reporting.report import Report
 from qcompile.timing import Times, trial, tuner
 from qcompile.timing.kept import Kept
 from qcompile.timing.tuner import Tuner, site_key

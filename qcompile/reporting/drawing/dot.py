@@ -1,7 +1,7 @@
 """A picture as DOT text for graphviz."""
 
-from qcompile.drawing.palette import palette
-from qcompile.drawing.picture import Picture
+from qcompile.reporting.drawing.palette import palette
+from qcompile.reporting.drawing.picture import Picture
 
 
 def dot(seen: Picture) -> str:

@@ -3,9 +3,9 @@
 from itertools import pairwise
 from xml.sax.saxutils import escape
 
-from qcompile.drawing.layout import place
-from qcompile.drawing.palette import palette
-from qcompile.drawing.picture import Box, Picture
+from qcompile.reporting.drawing.layout import place
+from qcompile.reporting.drawing.palette import palette
+from qcompile.reporting.drawing.picture import Box, Picture
 
 MARGIN = 24.0
 LINE = 15.0

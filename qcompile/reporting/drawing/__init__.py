@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import fx
 
-from qcompile.drawing.dot import dot
-from qcompile.drawing.picture import Box, Picture, picture
-from qcompile.drawing.svg import svg
-from qcompile.report import SiteReport
+from qcompile.reporting.drawing.dot import dot
+from qcompile.reporting.drawing.picture import Box, Picture, picture
+from qcompile.reporting.drawing.svg import svg
+from qcompile.reporting.rows import SiteReport
 
 __all__ = ["Box", "Picture", "dot", "draw", "picture", "svg"]
 

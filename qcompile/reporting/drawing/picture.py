@@ -8,8 +8,9 @@ import networkx as nx
 import torch
 from torch import fx
 
-from qcompile.report import Report, SiteReport
-from qcompile.report_text import decibels, rows, runs_as, shape
+from qcompile.reporting.report import Report
+from qcompile.reporting.rows import SiteReport
+from qcompile.reporting.text import decibels, rows, runs_as, shape
 
 UNSERVED = "no kernel"
 MOST_SITES = 48  # a picture with more is not read; then each structure is drawn once

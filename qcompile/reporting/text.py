@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qcompile.report import Report, SiteReport, runs_without
+from qcompile.reporting.report import Report
+from qcompile.reporting.rows import SiteReport, runs_without
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.report import Report, SiteReport
-from qcompile.report_text import (
+from qcompile.reporting.report import Report
+from qcompile.reporting.rows import SiteReport
+from qcompile.reporting.text import (
     Row,
     decibels,
     footer,

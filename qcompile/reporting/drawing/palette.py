@@ -1,6 +1,6 @@
 """Colours of a drawing: one for each kernel in order of first use, red for none, grey for everything else."""
 
-from qcompile.drawing.picture import UNSERVED, Picture
+from qcompile.reporting.drawing.picture import UNSERVED, Picture
 
 # (fill, border) pairs, told apart also by readers who see no red or green (after the Okabe-Ito palette).
 KERNELS = (

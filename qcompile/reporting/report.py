@@ -2,94 +2,14 @@
 
 import json
 import math
-import re
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 
-# Formats of rows that are about no quantized linear.
-OTHER_FORMATS = ("attention", "dense")
-# JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
-EQUAL_DB = 320.0
-# The kinds of meaning.ActivationQuant in the words of the report.
-ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteReport:
-    """What was decided about one quantized linear y = act(x) @ W.T, W [n, k].
-
-    module         path of the layer in the model ("model.layers.0.mlp.up_proj")
-    format         the storage format's name; bits, group, symmetric, act_order, codebook: as in meaning.QuantizedWeight
-    activation     how the layer's input is rounded before the product, "" for not at all
-    kernel         the kernel that runs it, None if it is unserved
-    reasons        kernel name -> sentences, for every kernel that was not taken (also the ones that are only slower)
-    recognized_by  the reader's name, or "lattice"; "" if the site was not recognized
-    fallback       what an unserved site became: "dense" (dequantized once) or "packed" (left as it was)
-    declined       why the site was not recognized at all, "" otherwise
-    note           one more sentence for the reader of the report ("one call with k_proj and v_proj"), or ""
-    bytes_before   bytes of the constants that the layer read before; bytes_after: that it reads now
-    sqnr_db        the kernel against the canonical operation on a probe, None if not measured, inf if equal
-    predicted_ms   kernel name -> predicted milliseconds for one row of x, of those that could run
-    measured_ms    kernel name -> rows of x ("1", "8", "128") -> milliseconds measured by option tune
-    dense          a sentence if a dense weight would be quicker for many rows and memory would allow it, or ""
-    graph          number of the compilation that decided it
-    identity       what stays the same when this layer is compiled again (None: its path); not part of the JSON form
-    """
-
-    module: str
-    format: str = ""
-    bits: int = 0
-    group: int = 0
-    symmetric: bool = True
-    act_order: bool = False
-    codebook: str = ""
-    n: int = 0
-    k: int = 0
-    activation: str = ""
-    kernel: str | None = None
-    reasons: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {})
-    recognized_by: str = ""
-    fallback: str = "packed"
-    declined: str = ""
-    note: str = ""
-    bytes_before: int = 0
-    bytes_after: int = 0
-    sqnr_db: float | None = None
-    predicted_ms: Mapping[str, float] = field(default_factory=lambda: {})
-    measured_ms: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: {})
-    dense: str = ""
-    graph: int = 0
-    identity: Hashable = None
-
-    @property
-    def scheme(self) -> str:
-        """Bits, group and zero points in one short text: "int4 g128 asym"."""
-        if not self.bits:
-            return "?"
-        kind = "fp" if self.codebook else "int"
-        group = "channel" if self.group == self.k else f"g{self.group}"
-        extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
-        rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
-        return f"{kind}{self.bits} {group}{extras}{', ' if rounded else ''}{rounded}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types; infinite SQNR becomes EQUAL_DB, NaN becomes None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "identity"}
-        values["reasons"] = {name: list(sentences) for name, sentences in self.reasons.items()}
-        values["predicted_ms"] = dict(self.predicted_ms)
-        values["measured_ms"] = {name: dict(times) for name, times in self.measured_ms.items()}
-        values["sqnr_db"] = _json_number(self.sqnr_db)
-        return values
-
-
-def _json_number(value: float | None) -> float | None:
-    if value is None or math.isnan(value):
-        return None
-    return max(-EQUAL_DB, min(EQUAL_DB, value))
+from qcompile.reporting.rows import OTHER_FORMATS, SiteReport, json_number, runs_without
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +71,7 @@ class Report:
             "total": len(self.sites),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "sqnr_db": _json_number(self.sqnr_db),
+            "sqnr_db": json_number(self.sqnr_db),
             "sites": [site.to_dict() for site in self.sites],
             "others": [row.to_dict() for row in self.others],
             "notes": list(self.notes),
@@ -163,7 +83,7 @@ class Report:
 
     def text(self, verbose: bool = False) -> str:
         """Plain text: one row per structure; with `verbose`, one row per layer."""
-        from qcompile.report_text import plain  # noqa: PLC0415 - the renderer needs this module's types
+        from qcompile.reporting.text import plain  # noqa: PLC0415 - the renderer needs this module's types
 
         return plain(self, verbose)
 
@@ -172,7 +92,7 @@ class Report:
 
     def print(self, console: Console | None = None, verbose: bool = False, refused: bool = True) -> None:
         """Rich tables on `console` (default: standard output); with `refused`, also the kernels that were not taken, and why."""
-        from qcompile.report_table import show  # noqa: PLC0415 - the renderer needs this module's types
+        from qcompile.reporting.table import show  # noqa: PLC0415 - the renderer needs this module's types
 
         show(self, console or Console(), verbose, refused)
 
@@ -240,11 +160,6 @@ def _merged(rows: Mapping[int, SiteReport]) -> SiteReport:
     others: dict[str, int] = {row.kernel or runs_without(row): row.graph for row in living if row.kernel != last.kernel}
     also = [f"{kernel} in graph {graph}" for kernel, graph in others.items()]
     return replace(last, note="; ".join([last.note, *also] if last.note else also)) if also else last
-
-
-def runs_without(site: SiteReport) -> str:
-    """What became of a site without a kernel."""
-    return "dense" if site.fallback == "dense" else "left as it was"
 
 
 def look_too(look: Callable[[Sequence[SiteReport]], Iterable[SiteReport]]) -> None:
