@@ -12,7 +12,7 @@ import time
 import torch
 
 from qcompile.graph.nodes import Constant
-from qcompile.runner import Runner
+from qcompile.run.runner import Runner
 
 STEP_MS = 20.0
 SIZE = 1 << 18  # bytes; raw weights of a real model are cold in cache, which this many are, too

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph.nodes import aten, value
 from qcompile.graph.walk import subgraph
 from qcompile.ops import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.recognize.products import through_views
+from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ import logging
 
 from torch import fx
 
-from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph.walk import live_nodes
 from qcompile.kernels import KernelCall
@@ -12,6 +11,7 @@ from qcompile.ops import quantized_linear
 from qcompile.passes.choose import ask_for_all
 from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State
+from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

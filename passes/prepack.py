@@ -2,13 +2,13 @@
 
 import logging
 
-from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph.nodes import is_call
 from qcompile.kernels import KernelCall
 from qcompile.ops import quantized_linear
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
+from qcompile.run.change import Change
 from qcompile.weights.recipe import emit_pack
 
 log = logging.getLogger(__name__)

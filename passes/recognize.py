@@ -5,7 +5,6 @@ import logging
 import torch
 from torch import fx
 
-from qcompile.change import Change
 from qcompile.errors import brief
 from qcompile.graph.nodes import is_call, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
@@ -19,6 +18,7 @@ from qcompile.recognize.rewrite import raise_product
 from qcompile.recognize.still_true import Recheck
 from qcompile.recognize.weight import Reader, Reading
 from qcompile.reporting.rows import SiteReport
+from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,9 @@ from torch import Tensor, fx
 from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
-from qcompile import compilers, decompositions, head_start, recompiles, regions
+from qcompile import compilers, decompositions, head_start, recompiles
 from qcompile.capture import dynamo_constants
-from qcompile.compilation import Compilation
-from qcompile.dump import Dump
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
-from qcompile.first_calls import FirstCalls
 from qcompile.frontends import notes
 from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
@@ -28,6 +25,10 @@ from qcompile.recognize.weight import forget as forget_readings
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, clear, emit_trace, record, retire
 from qcompile.reporting.rows import OTHER_FORMATS, SiteReport
+from qcompile.run import regions
+from qcompile.run.compilation import Compilation
+from qcompile.run.dump import Dump
+from qcompile.run.first_calls import FirstCalls
 from qcompile.warning import warn
 from qcompile.weights.cache import STORE
 

@@ -9,9 +9,9 @@ from support.packed_linears import Stack
 from torch import Tensor, nn
 
 import qcompile
-from qcompile.first_calls import FirstCalls
 from qcompile.meaning import sqnr_db
-from qcompile.runner import Runner
+from qcompile.run.first_calls import FirstCalls
+from qcompile.run.runner import Runner
 
 WIDTH = 64
 BF16 = torch.bfloat16
@@ -71,7 +71,7 @@ def test_a_graph_that_writes_falls_back_and_writes_once(monkeypatch: pytest.Monk
 
 
 def test_generated_code_of_regions_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcompile.regions import stitch  # noqa: PLC0415
+    from qcompile.run.regions import stitch  # noqa: PLC0415
 
     original = stitch.source
 
@@ -92,7 +92,7 @@ def test_generated_code_of_regions_that_fails(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_graph_without_quantized_linears_has_a_row_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.compilation._boxed", lambda _: fail)
+    monkeypatch.setattr("qcompile.run.compilation._boxed", lambda _: fail)
     run: Any = torch.compile(nn.Linear(8, 8), backend="qcompile", options={"rest": "eager"})
     with torch.no_grad(), pytest.warns(UserWarning, match=WARNING):
         run(torch.randn(2, 8))
@@ -150,7 +150,7 @@ def test_random_numbers_are_those_of_one_run() -> None:
 @pytest.mark.parametrize("kept", ["unknown", "too large", "released"])
 def test_what_cannot_be_run_again_raises(monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
     if kept == "too large":
-        monkeypatch.setattr("qcompile.first_calls._MOST_BYTES", 8)
+        monkeypatch.setattr("qcompile.run.first_calls._MOST_BYTES", 8)
     heard: list[str] = []
     x, y = torch.ones(3), torch.ones(3)
     if kept == "released":

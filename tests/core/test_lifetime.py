@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import qcompile
 from qcompile.errors import ReleasedWeightError
 from qcompile.meaning import sqnr_db
-from qcompile.runner import Runner
+from qcompile.run.runner import Runner
 from qcompile.weights.cache import STORE
 from qcompile.weights.recipe import Recipe
 

@@ -201,7 +201,7 @@ def test_a_product_that_cannot_be_spelled_the_common_way(monkeypatch: pytest.Mon
 
 
 def test_the_warning_has_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("qcompile.compilation.rewrite", fail)
+    monkeypatch.setattr("qcompile.run.compilation.rewrite", fail)
     (row,) = run(Chain())
     assert row.declined == "the graph is compiled unchanged: RuntimeError: a broken part"
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]

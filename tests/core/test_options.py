@@ -282,7 +282,7 @@ def test_a_pack_that_fails_only_when_folding(register: Any) -> None:
 
 def _replace_pass(monkeypatch: pytest.MonkeyPatch, name: str, apply: Any) -> None:
     steps = tuple(replace(step, apply=apply) if step.name == name else step for step in pipeline_of.PIPELINE)
-    monkeypatch.setattr("qcompile.compilation.PIPELINE", steps)
+    monkeypatch.setattr("qcompile.run.compilation.PIPELINE", steps)
 
 
 @pytest.mark.parametrize("rest", ["eager", "inductor"])
@@ -336,9 +336,9 @@ def _check_left_out(name: str, rows: Any, reason: str) -> None:
         "qcompile.passes.recognize.recognize_activation",
         "qcompile.passes.choose.verify",
         "qcompile.weights.cache.Store.fetch",
-        "qcompile.compilation.Runner",
+        "qcompile.run.compilation.Runner",
         "qcompile.backend.Report",
-        "qcompile.compilation._reorder",
+        "qcompile.run.compilation._reorder",
     ],
 )
 def test_any_part_that_raises_leaves_the_model_running(monkeypatch: pytest.MonkeyPatch, target: str) -> None:

@@ -10,7 +10,7 @@ from support.packed_linears import Stack
 from torch import Tensor, nn
 
 import qcompile
-from qcompile.compilation import Compilation
+from qcompile.run.compilation import Compilation
 from qcompile.wrapper import Duties, duties
 
 WIDTH, DEPTH = 64, 12
@@ -144,7 +144,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
         found.direct.append(self.direct)
         return made
 
-    monkeypatch.setattr("qcompile.regions.stitch.without_bookkeeping", spy)
+    monkeypatch.setattr("qcompile.run.regions.stitch.without_bookkeeping", spy)
     monkeypatch.setattr(Compilation, "compile", compiled)
     return found
 
@@ -166,7 +166,7 @@ def test_a_region_that_writes_to_an_input(spied: Spied) -> None:
 
 
 def test_an_unknown_duty_keeps_the_wrapper_of_regions(spied: Spied, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.compilation.duties", lambda _: "this version of torch says new_duty, which is not known here")
+    monkeypatch.setattr("qcompile.run.compilation.duties", lambda _: "this version of torch says new_duty, which is not known here")
     model, x = Cached(), torch.randn(3, WIDTH, dtype=BF16)
     kept = [torch.zeros(5, WIDTH, dtype=BF16) for _ in range(DEPTH)]
     run: Any = torch.compile(model, backend="qcompile")

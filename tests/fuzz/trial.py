@@ -15,12 +15,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fuzz.bounds import Bounds, compare
 from qcompile import decompositions
 from qcompile.backend import reset
-from qcompile.compilation import Compilation
-from qcompile.dump import Dump
 from qcompile.graph.nodes import Constant
 from qcompile.options import resolve
 from qcompile.reporting.report import report
 from qcompile.reporting.rows import SiteReport
+from qcompile.run.compilation import Compilation
+from qcompile.run.dump import Dump
 
 OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried

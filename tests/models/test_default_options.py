@@ -14,8 +14,8 @@ from support.packed_linears import packed_linear
 from torch import Tensor, fx, nn
 
 import qcompile
-from qcompile.compilation import _boxed
 from qcompile.meaning import sqnr_db
+from qcompile.run.compilation import _boxed
 
 library: Any = transformers
 SIZES: dict[str, Any] = {

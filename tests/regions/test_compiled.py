@@ -12,8 +12,8 @@ from support.packed_linears import Stack
 from torch import Tensor
 
 import qcompile
-from qcompile import regions
 from qcompile.meaning import sqnr_db
+from qcompile.run import regions
 
 WIDTH, DEPTH = 64, 14
 
@@ -199,7 +199,7 @@ def test_compiled_code_is_found_on_disk_the_next_time() -> None:
 
 def test_a_graph_that_turns_out_to_need_one_piece_has_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raw weights are only released once it is certain that the parts stay."""
-    from qcompile.regions import SplitError, build  # noqa: PLC0415
+    from qcompile.run.regions import SplitError, build  # noqa: PLC0415
 
     def late(*_: Any) -> None:
         raise SplitError("found out at the end")

@@ -4,9 +4,9 @@ import pytest
 from torch import fx
 
 from qcompile.errors import GeneratedCodeError
-from qcompile.regions import stitch
-from qcompile.regions.defined import undefined
-from qcompile.regions.segments import Plan
+from qcompile.run.regions import stitch
+from qcompile.run.regions.cut import Plan
+from qcompile.run.regions.defined import undefined
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qcompile.graph.nodes import Constant
-from qcompile.regions.names import Renaming
+from qcompile.run.regions.renaming import Renaming
 
 
 def renaming(*pairs: tuple[str, str]) -> Renaming:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from qcompile.regions import Plan, SplitError, build, plan
-from qcompile.regions.repeats import LEAST_SAVED, example, find_repeats, signature
-from qcompile.regions.stitch import Step, source
+from qcompile.run.regions import Plan, SplitError, build, plan
+from qcompile.run.regions.repeats import LEAST_SAVED, example, find_repeats, signature
+from qcompile.run.regions.stitch import Step, source
 
 K = 8
 OPS = 12  # element-wise calls of a layer, so that a few layers are worth it

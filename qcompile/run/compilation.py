@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompile import compilers, decompositions, head_start
 from qcompile.capture import aot_constants, number_of, resolve
-from qcompile.dump import Dump
 from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
 from qcompile.graph.nodes import Constant, hint, value
@@ -27,8 +26,9 @@ from qcompile.platform import platform
 from qcompile.reporting import unexplained, unseen
 from qcompile.reporting.report import record
 from qcompile.reporting.rows import SiteReport
-from qcompile.rewrite import rewrite
-from qcompile.runner import Packed, Runner
+from qcompile.run.dump import Dump
+from qcompile.run.rewrite import rewrite
+from qcompile.run.runner import Packed, Runner
 from qcompile.weights.release import releasable
 from qcompile.wrapper import Duties, duties
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Compilation:
-    """Compiles the ATen graph that AOTAutograd makes of `gm`. As a qcompile.regions.Region it is what became of one module.
+    """Compiles the ATen graph that AOTAutograd makes of `gm`. As a qcompile.run.regions.Region it is what became of one module.
 
     outer      the constants among gm's inputs, by number
     number     of the graph that Dynamo captured; dump: where files about this one go

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from qcompile.bookkeeping import without_bookkeeping
 from qcompile.errors import GeneratedCodeError
-from qcompile.regions.defined import undefined
-from qcompile.regions.segments import Part, Plan
-from qcompile.runner import Runner
+from qcompile.run.regions.cut import Part, Plan
+from qcompile.run.regions.defined import undefined
+from qcompile.run.runner import Runner
 from qcompile.weights.freshness import Watch
 from qcompile.wrapper import Duties, mark_dynamic, without_gradients
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from qcompile.graph.text import to_text
 from qcompile.pipeline import GraphSite, State
-from qcompile.regions.segments import Plan
 from qcompile.reporting.drawing import draw
 from qcompile.reporting.report import Report
 from qcompile.reporting.rows import SiteReport
 from qcompile.reporting.text import joined_paths
+from qcompile.run.regions.cut import Plan
 
 log = logging.getLogger(__name__)
 
