@@ -83,7 +83,7 @@ $(STAMPS)/packages: $(STAMPS)/torch-$(TORCH) .ci/requirements.txt
 
 # qcompile says which release of zentorch runs on this machine with this torch, if any.
 $(STAMPS)/zentorch: $(STAMPS)/packages | $(STAMPS)/extension
-	release=$$($(BIN)/python -c "from qcompile.platform import libraries, platform; print(libraries.zentorch_release(platform()))") \
+	release=$$($(BIN)/python -c "from qcompile.hardware import libraries, platform; print(libraries.zentorch_release(platform()))") \
 	  && if test -n "$$release"; then $(PIP) install --constraint .ci/requirements.txt "zentorch==$$release"; fi
 	@touch $@
 

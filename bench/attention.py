@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from qcompile.platform import platform
+from qcompile.hardware import platform
 from qcompile.targets import native_attention, native_dense
 
 

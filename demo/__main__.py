@@ -11,7 +11,7 @@ from rich.rule import Rule
 
 from demo import llama, sentences
 from demo.screen import CONSOLE, closing
-from qcompile.platform import platform, summary
+from qcompile.hardware import platform, summary
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ import logging
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import value
+from qcompile.hardware import Platform, platform
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State
-from qcompile.platform import Platform, platform
 from qcompile.recognize.attention import Attention, find_attention, module_path, same_size
 from qcompile.recognize.attention_proof import call, disproof, key_of, outer_inputs
 from qcompile.reporting.rows import SiteReport

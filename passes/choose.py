@@ -11,12 +11,12 @@ from qcompile.errors import UnservedError, brief
 from qcompile.graph.nodes import is_released, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import subgraph
+from qcompile.hardware import Platform, platform
 from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
 from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
-from qcompile.platform import Platform, platform
 from qcompile.proofs.kernel import verify
 from qcompile.proofs.rewrite import verify_rewrite
 from qcompile.recognize.products import through_views

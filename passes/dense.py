@@ -9,10 +9,10 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, value
 from qcompile.graph.walk import evaluate
+from qcompile.hardware import platform
 from qcompile.kernels import Reasons, against_options, unmet
 from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
-from qcompile.platform import platform
 from qcompile.proofs.kernel import ACCEPT_DB
 from qcompile.recognize.attention import module_path
 from qcompile.reporting.rows import SiteReport

@@ -5,11 +5,11 @@ from qcompile.versions import blamed
 
 with blamed("torch"):
     from qcompile.api import compile, explain, load, prepare
+    from qcompile.hardware import platform
     from qcompile.kernels import pack_linear
     from qcompile.kernels import table as kernels
     from qcompile.meaning import ActivationQuant, QuantizedWeight
     from qcompile.options import Options
-    from qcompile.platform import platform
     from qcompile.registration import register
     from qcompile.reporting.report import Report, report
     from qcompile.reporting.rows import SiteReport

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import KernelRefusedError, UnknownNameError
+from qcompile.hardware import Platform, platform
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
 from qcompile.options import Options
-from qcompile.platform import Platform, platform
 
 Reasons = tuple[str, ...]  # empty means yes
 

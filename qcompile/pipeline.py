@@ -13,10 +13,10 @@ from qcompile.errors import PassOrderError, QCompileError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint
 from qcompile.graph.walk import evaluate
+from qcompile.hardware import Platform
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
-from qcompile.platform import Platform
 from qcompile.reporting.rows import SiteReport
 from qcompile.weights.recipe import Recipe
 

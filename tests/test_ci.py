@@ -10,7 +10,7 @@ import pytest
 from support.skip_gate import INSTALLED, expects_zentorch, unexpected
 
 import qcompile.native
-from qcompile.platform import KNOWN, platform
+from qcompile.hardware import KNOWN, platform
 
 CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 
@@ -64,7 +64,7 @@ def test_every_reason_in_the_tests_names_what_is_not_there() -> None:
 )
 def test_ci_expects_zentorch_where_the_platform_would_use_it(name: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on Intel with AVX-512: the gate and the Makefile ask the same question as the back end."""
-    monkeypatch.setattr(sys.modules["qcompile.platform"], "platform", lambda: KNOWN[name])
+    monkeypatch.setattr(sys.modules["qcompile.hardware"], "platform", lambda: KNOWN[name])
     assert expects_zentorch() is expected
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     assert "libraries.zentorch_release(platform())" in makefile and "avx512" not in makefile

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from qcompile.cli import COMMANDS, parser
+from qcompile.hardware import platform
 from qcompile.kernels import kernels, site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight, sqnr_db
 from qcompile.options import Options
-from qcompile.platform import platform
 from qcompile.reporting.rows import SiteReport
 
 ROOT = Path(__file__).resolve().parent.parent

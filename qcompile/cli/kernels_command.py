@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qcompile.hardware import platform
 from qcompile.kernels import table
-from qcompile.platform import platform
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from qcompile.platform import KNOWN, describe, platform, summary
+from qcompile.hardware import KNOWN, describe, platform, summary
 
 
 def run(arguments: argparse.Namespace) -> int:

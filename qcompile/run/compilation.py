@@ -17,12 +17,12 @@ from qcompile.capture import aot_constants, number_of, resolve
 from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
 from qcompile.graph.nodes import Constant, hint, value
+from qcompile.hardware import platform
 from qcompile.meaning import Verdict
 from qcompile.names import Place, places_now
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
-from qcompile.platform import platform
 from qcompile.reporting import unexplained, unseen
 from qcompile.reporting.report import record
 from qcompile.reporting.rows import SiteReport

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform
+from qcompile.hardware.cost import predicted
 from qcompile.kernels import FewRows, Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
-from qcompile.platform import Platform
-from qcompile.platform.cost import predicted
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform
 from qcompile.kernels import Reasons
-from qcompile.platform import Platform
 from qcompile.targets import native
 from qcompile.targets.native_ops import missing_op
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform
+from qcompile.hardware.cost import predicted
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
-from qcompile.platform import Platform
-from qcompile.platform.cost import predicted
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (
     has_device_code,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform
+from qcompile.hardware.cost import predicted
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
-from qcompile.platform import Platform
-from qcompile.platform.cost import predicted
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections
 from qcompile.weights.fingerprint import of_processor

@@ -7,10 +7,10 @@ numbers silently. So layouts here follow from the canonical weight alone, never 
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform
+from qcompile.hardware.cost import predicted
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
-from qcompile.platform import Platform
-from qcompile.platform.cost import predicted
 from qcompile.targets.binding import Foreign, empty_output, no_rows
 from qcompile.targets.nibbles import nibbles
 

@@ -9,11 +9,11 @@ for the life of the process, found again by its address and shape; `zentorch_pre
 import torch
 from torch import Tensor
 
+from qcompile.hardware import Platform, platform
+from qcompile.hardware.cost import predicted
+from qcompile.hardware.libraries import zentorch_hardware
 from qcompile.kernels import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
-from qcompile.platform import Platform, platform
-from qcompile.platform.cost import predicted
-from qcompile.platform.libraries import zentorch_hardware
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
 from qcompile.weights.fingerprint import of_processor

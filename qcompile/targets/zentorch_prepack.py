@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
+from qcompile.hardware.quiet import without_their_messages
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.ops import LIBRARY
-from qcompile.platform.quiet import without_their_messages
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
 from qcompile.weights.memory import forget

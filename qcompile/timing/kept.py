@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qcompile.platform import Platform
+from qcompile.hardware import Platform
 from qcompile.targets.native_ops import missing_ops
 from qcompile.versions import installed
 from qcompile.weights import fingerprint

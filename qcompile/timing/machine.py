@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from qcompile.hardware import Platform, platform
+from qcompile.hardware.cost import dense_seconds
 from qcompile.kernels import Kernel, Site
 from qcompile.meaning import ActivationQuant
-from qcompile.platform import Platform, platform
-from qcompile.platform.cost import dense_seconds
 from qcompile.targets.native_ops import missing_ops
 from qcompile.timing.trial import Trial, steady
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from qcompile.hardware import Platform
+from qcompile.hardware.cost import dense_seconds
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.options import Options, user_cache_folder
-from qcompile.platform import Platform
-from qcompile.platform.cost import dense_seconds
 from qcompile.timing.kept import Kept, key_of
 from qcompile.timing.machine import Factors, Machine, measure
 from qcompile.timing.tuner import DENSE, Measured, Tuner

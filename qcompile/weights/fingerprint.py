@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompile.platform import platform
+from qcompile.hardware import platform
 from qcompile.targets.native_ops import missing_ops
 
 _PIECE = 1 << 20

@@ -11,8 +11,8 @@ from qcompile.cli import FAILED, OK, USAGE, main
 from qcompile.cli.bench_command import table
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import load_model
+from qcompile.hardware import KNOWN
 from qcompile.kernels import kernels
-from qcompile.platform import KNOWN
 
 
 @pytest.fixture(scope="module")

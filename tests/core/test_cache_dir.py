@@ -11,9 +11,9 @@ from support.packed_linears import Stack, packed_linear
 from support.spellings import K, N
 from torch import Tensor
 
+from qcompile.hardware import platform
 from qcompile.kernels import find, kernels
 from qcompile.meaning import sqnr_db
-from qcompile.platform import platform
 from qcompile.weights import disk_cache, fingerprint, mapped_file
 from qcompile.weights.cache import STORE
 from qcompile.weights.memory import HUGE_PAGE

@@ -9,9 +9,9 @@ from support.native_weights import require_kernels
 from support.packed_linears import packed_linear
 
 import qcompile
+from qcompile.hardware import platform
 from qcompile.kernels import Kernel
 from qcompile.meaning import sqnr_db
-from qcompile.platform import platform
 from qcompile.proofs.kernel import verify
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")

@@ -29,9 +29,9 @@ from torch import Tensor
 import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
+from qcompile.hardware import platform
 from qcompile.kernels import Site, kernels, site_of
 from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight
-from qcompile.platform import platform
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
 

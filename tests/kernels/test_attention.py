@@ -8,7 +8,7 @@ import torch
 from support.native_weights import EVERY_DTYPE, EVERY_LEVEL, require_kernels
 from torch import Tensor
 
-from qcompile.platform import platform
+from qcompile.hardware import platform
 from qcompile.targets import native_attention
 
 Shape = tuple[int, int, int, int, int, int]

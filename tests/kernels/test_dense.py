@@ -7,7 +7,7 @@ import torch
 from support.native_weights import EVERY_DTYPE, EVERY_LEVEL, TOLERANCE, require_kernels
 from torch import Tensor
 
-from qcompile.platform import platform
+from qcompile.hardware import platform
 from qcompile.targets import native_dense
 
 # N, K around the registers of every level (4, 8, 16 and 32 values) and their groups of four.

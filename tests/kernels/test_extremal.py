@@ -11,9 +11,9 @@ from support.extremal import Extreme, objections, rounded, tokens, weights
 from support.native_weights import DTYPES, EVERY_DTYPE, EVERY_LEVEL, require_kernels
 from torch import Tensor
 
+from qcompile.hardware import platform
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands
-from qcompile.platform import platform
 from qcompile.targets import native
 from qcompile.targets.native import OWN_ROUNDING
 from qcompile.timing.trial import prepared

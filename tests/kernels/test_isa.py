@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.native_weights import LEVELS
 
-from qcompile.platform.cpu import parse_cpuinfo, read_text
+from qcompile.hardware.cpu import parse_cpuinfo, read_text
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = parse_cpuinfo(read_text(Path("/proc/cpuinfo"))).flags

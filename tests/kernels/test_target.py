@@ -7,9 +7,9 @@ import torch
 from support.native_weights import activations, require_kernels
 
 from qcompile.errors import KernelRefusedError
+from qcompile.hardware import platform
 from qcompile.kernels import Reasons, Site, find, pack_linear
 from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
-from qcompile.platform import platform
 from qcompile.targets.native import a8_group
 
 SITE = Site(n=32, k=256, bits=4, group=128)

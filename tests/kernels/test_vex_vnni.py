@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.native_sources import KERNEL_TESTS, X86, build, for_levels, plain
 
-from qcompile.platform.cpu import parse_cpuinfo, read_text
+from qcompile.hardware.cpu import parse_cpuinfo, read_text
 
 FLAGS = parse_cpuinfo(read_text(Path("/proc/cpuinfo"))).flags
 pytestmark = [

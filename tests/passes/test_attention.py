@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import qcompile
 from qcompile.backend import compile_graph
+from qcompile.hardware import platform
 from qcompile.meaning import sqnr_db
 from qcompile.options import resolve
-from qcompile.platform import platform
 from qcompile.reporting.report import report
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention

@@ -8,8 +8,8 @@ from support.native_weights import require_kernels
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
+from qcompile.hardware import platform
 from qcompile.meaning import sqnr_db
-from qcompile.platform import platform
 from qcompile.reporting.report import report
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_dense

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompile.platform import cpu
+from qcompile.hardware import cpu
 
 AVX512 = "avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qcompile.platform import gpu
+from qcompile.hardware import gpu
 
 
 @pytest.mark.parametrize(

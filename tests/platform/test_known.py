@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qcompile.errors import UnknownNameError
-from qcompile.platform import KNOWN, capability_flags, describe, detect, platform, summary
-from qcompile.platform.cost import predicted
+from qcompile.hardware import KNOWN, capability_flags, describe, detect, platform, summary
+from qcompile.hardware.cost import predicted
 
 
 def test_a_name_gives_that_platform() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qcompile.platform import libraries, platform
-from qcompile.platform.model import Library, Platform
+from qcompile.hardware import libraries, platform
+from qcompile.hardware.model import Library, Platform
 
 
 def raiser(error: BaseException) -> Callable[[str], Any]:
@@ -141,7 +141,7 @@ def test_an_unknown_library_is_absent() -> None:
 PROBE = """
 import logging, os, threading, warnings
 import torch, torch._inductor.config as inductor, torch._dynamo.config as dynamo
-from qcompile.platform import platform
+from qcompile.hardware import platform
 def state():
     own = ("aot_inductor.custom_ops_to_c_shims", "_cache_config_ignore_prefix")  # see import_quietly
     settings = {key: repr(value) for key, value in inductor.get_config_copy().items() if key not in own}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from qcompile.platform import libraries
-from qcompile.platform.quiet import without_their_messages
+from qcompile.hardware import libraries
+from qcompile.hardware.quiet import without_their_messages
 
 THEIRS = b"[COMMON ][error  ][0.377857]:F16 data type is not supported on this platform (requires AVX512-FP16).\n"
 

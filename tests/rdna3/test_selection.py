@@ -9,9 +9,9 @@ import torch
 from support.emulated_rdna3 import case
 from torch import Tensor
 
+from qcompile.hardware import KNOWN, Accelerator, platform
 from qcompile.kernels import Kernel, Site, find
 from qcompile.meaning import ActivationQuant, Operands
-from qcompile.platform import KNOWN, Accelerator, platform
 from qcompile.targets import rdna3
 from qcompile.targets.rdna3_ops import has_device_code
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from qcompile import decompositions
 from qcompile.capture import aot_constants, dynamo_constants
 from qcompile.graph.text import to_text
+from qcompile.hardware import platform
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, run
-from qcompile.platform import platform
 
 ACCEPT = "QCOMPILE_ACCEPT"  # set to 1: tests write the golden texts instead of comparing with them
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from qcompile.hardware import platform
+from qcompile.hardware.libraries import zentorch_release
 from qcompile.kernels import Kernel, find
-from qcompile.platform import platform
-from qcompile.platform.libraries import zentorch_release
 
 
 def needed(name: str) -> Kernel:

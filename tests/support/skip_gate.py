@@ -20,7 +20,7 @@ ZENTORCH = re.compile(r"\bzentorch\b", re.IGNORECASE)
 
 def expects_zentorch() -> bool:
     """Whether `make` installs zentorch on this machine: a release is built for its torch and runs on its processor."""
-    from qcompile.platform import libraries, platform  # noqa: PLC0415 - most runs skip nothing
+    from qcompile.hardware import libraries, platform  # noqa: PLC0415 - most runs skip nothing
 
     return bool(libraries.zentorch_release(platform()))
 

@@ -11,9 +11,9 @@ from support.xpu_operators import GEMM_SCHEMA, emulated, unpacked
 from torch import Tensor
 
 from qcompile.errors import MissingOperatorError
+from qcompile.hardware import platform
 from qcompile.kernels import Kernel, Site, find, site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight
-from qcompile.platform import platform
 from qcompile.targets.nibbles import nibbles
 from qcompile.targets.xpu import GEMM
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from qcompile.hardware import platform
 from qcompile.kernels import Kernel, Site, kernels
-from qcompile.platform import platform
 from qcompile.timing import Times
 from qcompile.timing.candidates import Candidates, candidates
 from qcompile.timing.order import Candidate, crossing

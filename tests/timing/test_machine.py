@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from qcompile.hardware import platform
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.meaning import Operands
 from qcompile.options import Options, user_cache_folder
-from qcompile.platform import platform
 from qcompile.timing import machine, times, trial
 from qcompile.timing.kept import Kept
 from qcompile.timing.machine import Machine, factors_of, rate

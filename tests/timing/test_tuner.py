@@ -12,11 +12,11 @@ from support.graphs import through, with_state
 from support.packed_linears import packed_linear
 from support.spellings import BF16, K, N
 
+from qcompile.hardware import Platform
 from qcompile.kernels import Kernel, Site, kernels
 from qcompile.options import Options
 from qcompile.passes import choose
 from qcompile.pipeline import GraphSite
-from qcompile.platform import Platform
 from qcompile.reporting.report import Report
 from qcompile.timing import Times, trial, tuner
 from qcompile.timing.kept import Kept
@@ -122,7 +122,7 @@ def two(platform_name: str = "x86-64-avx2") -> dict[str, Any]:
 
 
 def usable(where: Platform | None = None) -> bool:
-    from qcompile.platform import platform  # noqa: PLC0415
+    from qcompile.hardware import platform  # noqa: PLC0415
 
     return not kernels()["torch.int4pack"].missing(where or platform())
 

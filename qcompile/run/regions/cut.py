@@ -47,7 +47,7 @@ def plan(gm: fx.GraphModule, inputs: Sequence[Any]) -> Plan | None:
     """How to compute a graph that Dynamo captured region by region, or None: nothing repeats, or it has to stay in one piece.
 
     inputs: the graph's example inputs. Every module keeps its calls in their order, those that write included, so what the modules
-    compute in turn is what the graph computes; what has to be asked once they are compiled is in `qcompile.run.regions.aliasing`.
+    compute in turn is what the graph computes; what has to be asked once they are compiled is in `compile_parts`.
     """
     calls = [node for node in gm.graph.nodes if node.op not in {"placeholder", "output"}]
     placeholders = list(gm.graph.find_nodes(op="placeholder"))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qcompile.platform.model import Platform
+from qcompile.hardware.model import Platform
 
 # Per core and second. Zen 4 measured (2 cores: 32 GB/s, 460 GFLOP/s bf16, 915 GOP/s int8); the others by the instructions' widths.
 CORE_BANDWIDTH = 16e9

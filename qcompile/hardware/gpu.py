@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qcompile.platform.model import Accelerator
+from qcompile.hardware.model import Accelerator
 
 KFD_NODES = Path("class/kfd/kfd/topology/nodes")
 INTEL_PCI_VENDOR = "0x8086"

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from qcompile.platform import cpu, gpu, libraries
-from qcompile.platform.cost import estimated
-from qcompile.platform.known import KNOWN, simulated
-from qcompile.platform.model import Accelerator, Library, Platform
+from qcompile.hardware import cpu, gpu, libraries
+from qcompile.hardware.cost import estimated
+from qcompile.hardware.known import KNOWN, simulated
+from qcompile.hardware.model import Accelerator, Library, Platform
 
 __all__ = ["KNOWN", "Accelerator", "Library", "Platform", "describe", "detect", "platform", "summary"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from qcompile import versions
-from qcompile.platform.model import Library, Platform
-from qcompile.platform.quiet import without_their_messages
+from qcompile.hardware.model import Library, Platform
+from qcompile.hardware.quiet import without_their_messages
 
 LIBRARIES = ("zentorch", "vllm", "vllm_xpu_kernels")
 

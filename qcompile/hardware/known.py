@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from qcompile.errors import UnknownNameError
-from qcompile.platform.cost import estimated
-from qcompile.platform.libraries import LIBRARIES, zentorch_hint
-from qcompile.platform.model import LIBRARY_STATES, Accelerator, Library, Platform
+from qcompile.hardware.cost import estimated
+from qcompile.hardware.libraries import LIBRARIES, zentorch_hint
+from qcompile.hardware.model import LIBRARY_STATES, Accelerator, Library, Platform
 from qcompile.versions import ZENTORCH, minor
 
 AVX2 = frozenset({"sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c"})
