@@ -10,9 +10,9 @@ with blamed("torch"):
     from qcompile.kernels import table as kernels
     from qcompile.meaning import ActivationQuant, QuantizedWeight
     from qcompile.options import Options
-    from qcompile.registration import register
     from qcompile.reporting.report import Report, report
     from qcompile.reporting.rows import SiteReport
+    from qcompile.torch_internals.registration import register
 
 register()
 

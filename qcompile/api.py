@@ -8,13 +8,14 @@ import torch
 from torch import fx, nn
 from torch._dynamo import config as dynamo_config
 
-from qcompile import head_start, names, recompiles, versions
+from qcompile import versions
 from qcompile.backend import backend, compile_graph
-from qcompile.capture import dynamo_constants
 from qcompile.options import resolve
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, gathered
 from qcompile.reporting.rows import SiteReport
+from qcompile.torch_internals import names, recompiles, warm_up
+from qcompile.torch_internals.capture import dynamo_constants
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,7 +43,7 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
     prepare(model)
     unseen.watch(model)
     if settings.rest == "inductor":
-        head_start.begin_for(model)
+        warm_up.begin_for(model)
     model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None, recompile_limit=recompiles.limit())
     return model
 

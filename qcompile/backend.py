@@ -12,13 +12,10 @@ from torch import Tensor, fx
 from torch._dynamo.eval_frame import innermost_fn
 from torch._functorch import config as functorch_config
 
-from qcompile import compilers, decompositions, head_start, recompiles
-from qcompile.capture import dynamo_constants
 from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.frontends import notes
 from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
-from qcompile.names import compiled_callers, outermost
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.recognize.weight import forget as forget_readings
@@ -29,6 +26,9 @@ from qcompile.run import regions
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
 from qcompile.run.first_calls import FirstCalls
+from qcompile.torch_internals import compilers, decompositions, recompiles, warm_up
+from qcompile.torch_internals.capture import dynamo_constants
+from qcompile.torch_internals.names import compiled_callers, outermost
 from qcompile.warning import warn
 from qcompile.weights.cache import STORE
 
@@ -273,7 +273,7 @@ def _through_inductor(
     if inner is None:
         return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[return-value]
     if any(isinstance(item, Tensor) and item.device.type == "cpu" for item in inputs):
-        head_start.begin()
+        warm_up.begin()
 
     def compile_inner(aten_gm: fx.GraphModule, aten_inputs: Sequence[Any], **kwargs: Any) -> Any:
         return inner(aten_gm, aten_inputs, kwargs)

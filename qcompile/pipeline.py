@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.emit import Emitter
 from qcompile.errors import PassOrderError, QCompileError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint
@@ -18,6 +17,7 @@ from qcompile.kernels import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.reporting.rows import SiteReport
+from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.recipe import Recipe
 
 if TYPE_CHECKING:

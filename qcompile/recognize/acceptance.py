@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.emit import Emitter
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Proposal
 from qcompile.frontends.ops import dequantize_packed
@@ -40,6 +39,7 @@ from qcompile.meaning import Operands, all_finite
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
 from qcompile.recognize.products import CASTS, VIEWS, Product
+from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.recipe import Recipe
 
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.

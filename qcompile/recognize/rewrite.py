@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.emit import Emitter
 from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.ops import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, VIEWS, Product
 from qcompile.recognize.weight import Reading
+from qcompile.torch_internals.tracing import Emitter
 
 
 def raise_product(

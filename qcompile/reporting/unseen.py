@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.graph.nodes import LOW_BIT
-from qcompile.names import parts_of, path_without_wrappers, unwrapped
 from qcompile.reporting.report import look_too
 from qcompile.reporting.rows import SiteReport
+from qcompile.torch_internals.names import parts_of, path_without_wrappers, unwrapped
 
 # Types whose values are quantized weights or their scales; the others also hold pictures, tables and masks.
 _ONLY_WEIGHTS = frozenset(kind for kind in LOW_BIT if str(kind).startswith(("torch.float", "torch.uint1", "torch.uint2")))

@@ -12,14 +12,10 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import compilers, decompositions, head_start
-from qcompile.capture import aot_constants, number_of, resolve
-from qcompile.emit import Emitter
 from qcompile.errors import QCompileError, brief
 from qcompile.graph.nodes import Constant, hint, value
 from qcompile.hardware import platform
 from qcompile.meaning import Verdict
-from qcompile.names import Place, places_now
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
@@ -29,8 +25,12 @@ from qcompile.reporting.rows import SiteReport
 from qcompile.run.dump import Dump
 from qcompile.run.rewrite import rewrite
 from qcompile.run.runner import Packed, Runner
+from qcompile.torch_internals import compilers, decompositions, warm_up
+from qcompile.torch_internals.aot_wrapper import Duties, duties
+from qcompile.torch_internals.capture import aot_constants, number_of, resolve
+from qcompile.torch_internals.names import Place, places_now
+from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.release import releasable
-from qcompile.wrapper import Duties, duties
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Compilation:
             return _boxed(gm)
         from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
 
-        head_start.finish()
+        warm_up.finish()
         # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
         settings: dict[str, Any] = {**kwargs, "get_decomp_fn": decompositions.for_inductor}
         return compile_fx_inner(gm, inputs, **settings)

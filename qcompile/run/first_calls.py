@@ -13,7 +13,8 @@ from qcompile.graph.nodes import is_released
 
 log = logging.getLogger(__name__)
 
-# The first call goes through Inductor's bookkeeping, the second one is the first that does not (qcompile.bookkeeping).
+# The first call goes through Inductor's bookkeeping, the second one is the first that does not
+# (qcompile.torch_internals.bookkeeping).
 _CALLS = 2
 # Copies of what the graph writes to may take this many bytes. They live for a call, at a time when compiling has just taken more.
 _MOST_BYTES = 256 << 20

@@ -8,24 +8,24 @@ import threading
 import torch
 from torch._dynamo.callback import callback_handler
 import qcompile
-from qcompile import head_start
+from qcompile.torch_internals import warm_up
 
 threads = set(threading.enumerate())
 torch.compile(lambda x: x + 1, backend=lambda gm, inputs: gm.forward)(torch.ones(2))
 torch.compile(lambda x: x + 2, backend="eager")(torch.ones(2))
 print("callbacks", len(callback_handler.start_callbacks) + len(callback_handler.end_callbacks))
-print("threads", len(set(threading.enumerate()) - threads), head_start._worker)
+print("threads", len(set(threading.enumerate()) - threads), warm_up._worker)
 qcompile.explain(torch.nn.Linear(2, 2), torch.ones(1, 2))
 qcompile.compile(torch.nn.Linear(2, 2), rest="eager")(torch.ones(1, 2))
 qcompile.compile(torch.nn.Linear(2, 2, device="meta"))
-print("not for others", head_start._worker)
+print("not for others", warm_up._worker)
 """
 
 OURS = """
 import sys
 import torch
 import qcompile
-from qcompile import head_start
+from qcompile.torch_internals import warm_up
 
 if sys.argv[1] == "compile":
     qcompile.compile(torch.nn.Linear(2, 2))
@@ -34,19 +34,19 @@ else:
         pass
     def begin():
         raise Seen
-    prepare, head_start.begin = head_start.begin, begin
+    prepare, warm_up.begin = warm_up.begin, begin
     try:
         with torch.no_grad():
             torch.compile(torch.nn.Linear(2, 2), backend="qcompile")(torch.ones(1, 2))
     except Exception as error:
         assert "Seen" in repr(error) or isinstance(error.__cause__, Seen)
-    head_start.begin = prepare
-    head_start.begin()
-worker = head_start._worker
-head_start.begin()
-head_start.finish()
+    warm_up.begin = prepare
+    warm_up.begin()
+worker = warm_up._worker
+warm_up.begin()
+warm_up.finish()
 from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-print("asked", valid_vec_isa_list.cache_info().currsize, head_start._worker is worker)
+print("asked", valid_vec_isa_list.cache_info().currsize, warm_up._worker is worker)
 """
 
 IMPORTS = """
@@ -54,11 +54,11 @@ import importlib
 import sys
 import torch
 import qcompile
-from qcompile import head_start
+from qcompile.torch_internals import warm_up
 
 importlib.import_module("torch._inductor.compile_fx")
 before = set(sys.modules)
-head_start._prepare()
+warm_up._prepare()
 print("imported:", *sorted(name for name in set(sys.modules) - before if name.startswith(("torch._inductor", "torch._dynamo"))))
 """
 

@@ -11,7 +11,7 @@ from support.layer_stacks import OPTIONS, Broken, Layer, Stack, compiled, names_
 from torch import Tensor, nn
 
 import qcompile
-from qcompile import names
+from qcompile.torch_internals import names
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 BOTH = ["layers.0", "layers.1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import compilers
+from qcompile.torch_internals import compilers
 
 RUN = """
 import contextlib
@@ -16,7 +16,7 @@ import warnings
 import torch
 from torch import nn
 import qcompile
-from qcompile import compilers
+from qcompile.torch_internals import compilers
 
 logging.basicConfig(level=logging.WARNING)
 

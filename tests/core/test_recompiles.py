@@ -11,7 +11,7 @@ from torch._dynamo import config
 from torch._dynamo.utils import counters
 
 import qcompile
-from qcompile import recompiles
+from qcompile.torch_internals import recompiles
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcompile
-from qcompile import names
+from qcompile.torch_internals import names
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

@@ -14,8 +14,9 @@ from packaging.requirements import Requirement
 from torch import nn
 
 import qcompile
-from qcompile import registration, versions
+from qcompile import versions
 from qcompile.errors import UnsupportedVersionError
+from qcompile.torch_internals import registration
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

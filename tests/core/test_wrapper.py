@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qcompile
 from qcompile.run.compilation import Compilation
-from qcompile.wrapper import Duties, duties
+from qcompile.torch_internals.aot_wrapper import Duties, duties
 
 WIDTH, DEPTH = 64, 12
 BF16 = torch.bfloat16
@@ -125,7 +125,7 @@ class Spied:
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
     """Whether regions are called without the wrapper, and whether gradients are on while their code runs."""
-    from qcompile.bookkeeping import without_bookkeeping as original  # noqa: PLC0415
+    from qcompile.torch_internals.bookkeeping import without_bookkeeping as original  # noqa: PLC0415
 
     found = Spied([], [])
 

@@ -13,7 +13,6 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fuzz.bounds import Bounds, compare
-from qcompile import decompositions
 from qcompile.backend import reset
 from qcompile.graph.nodes import Constant
 from qcompile.options import resolve
@@ -21,6 +20,7 @@ from qcompile.reporting.report import report
 from qcompile.reporting.rows import SiteReport
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
+from qcompile.torch_internals import decompositions
 
 OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried

@@ -11,13 +11,13 @@ from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qcompile import decompositions
-from qcompile.capture import aot_constants, dynamo_constants
 from qcompile.graph.text import to_text
 from qcompile.hardware import platform
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, run
+from qcompile.torch_internals import decompositions
+from qcompile.torch_internals.capture import aot_constants, dynamo_constants
 
 ACCEPT = "QCOMPILE_ACCEPT"  # set to 1: tests write the golden texts instead of comparing with them
 

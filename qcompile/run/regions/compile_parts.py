@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from qcompile.errors import UnservedError
 from qcompile.graph.nodes import Constant
-from qcompile.names import parts_of
 from qcompile.reporting.rows import SiteReport
 from qcompile.run.regions.cut import Part, Plan
 from qcompile.run.regions.renaming import Renaming
 from qcompile.run.regions.repeats import example
 from qcompile.run.regions.stitch import Compiled, stitch
+from qcompile.torch_internals.names import parts_of
 
 log = logging.getLogger(__name__)
 

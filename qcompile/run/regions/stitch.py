@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from qcompile.bookkeeping import without_bookkeeping
 from qcompile.errors import GeneratedCodeError
 from qcompile.run.regions.cut import Part, Plan
 from qcompile.run.regions.defined import undefined
 from qcompile.run.runner import Runner
+from qcompile.torch_internals.aot_wrapper import Duties, mark_dynamic, without_gradients
+from qcompile.torch_internals.bookkeeping import without_bookkeeping
 from qcompile.weights.freshness import Watch
-from qcompile.wrapper import Duties, mark_dynamic, without_gradients
 
 Boxed = Callable[[list[Any]], Sequence[Any]]
 

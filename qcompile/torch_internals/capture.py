@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant
-from qcompile.names import Names
+from qcompile.torch_internals.names import Names
 
 
 def dynamo_constants(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[int, Constant]:
