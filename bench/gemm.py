@@ -33,9 +33,9 @@ import qcompile
 from bench.peers import LIBRARIES, peers_of
 from bench.peers.peer import Peer, copies_of
 from qcompile.errors import KernelRefusedError
-from qcompile.kernels import kernels
 from qcompile.meaning import ActivationQuant, QuantizedWeight
 from qcompile.targets.native_ops import missing_ops
+from qcompile.targets.registry import kernels
 from qcompile.weights.memory import retired
 
 # With one thread, the processor time of the process: waiting for other processes on a shared machine is then not counted.

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import value
 from qcompile.hardware import Platform, platform
-from qcompile.kernels import Reasons, against_options, unmet
+from qcompile.kernel import Reasons, unmet
 from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State
 from qcompile.recognize.attention import Attention, find_attention, module_path, same_size
@@ -14,6 +14,7 @@ from qcompile.recognize.attention_proof import call, disproof, key_of, outer_inp
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention
 from qcompile.targets.native_attention import DTYPES, NAME, most_queries
+from qcompile.targets.registry import against_options
 
 log = logging.getLogger(__name__)
 

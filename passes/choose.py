@@ -12,7 +12,7 @@ from qcompile.graph.nodes import is_released, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import subgraph
 from qcompile.hardware import Platform, platform
-from qcompile.kernels import Kernel, Reasons, Site, against_options, kernels
+from qcompile.kernel import Kernel, Reasons, Site
 from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes.fuse import unfuse
@@ -20,6 +20,7 @@ from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.proofs.kernel import verify
 from qcompile.proofs.rewrite import verify_rewrite
 from qcompile.recognize.products import through_views
+from qcompile.targets.registry import against_options, kernels
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
 from qcompile.timing.order import Candidate, milliseconds, why_not

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from qcompile.graph.nodes import aten, is_call, value
 from qcompile.graph.walk import evaluate
 from qcompile.hardware import platform
-from qcompile.kernels import Reasons, against_options, unmet
+from qcompile.kernel import Reasons, unmet
 from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
 from qcompile.proofs.kernel import ACCEPT_DB
@@ -18,6 +18,7 @@ from qcompile.recognize.attention import module_path
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_dense
 from qcompile.targets.native_dense import FEW_ROWS, NAME, call
+from qcompile.targets.registry import against_options
 
 _MOST_WEIGHTS = 1 << 22  # that a product is tried on
 _BLOCK = 256  # a multiple of the outputs that threads are given together (kOutputs of csrc/cpu/binding_dense.cpp)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from qcompile.errors import brief
 from qcompile.graph.nodes import aten, value
 from qcompile.graph.walk import subgraph
-from qcompile.ops import quantized_linear
+from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.recognize.products import through_views
 from qcompile.run.change import Change

@@ -6,8 +6,8 @@ from torch import fx
 
 from qcompile.errors import brief
 from qcompile.graph.walk import live_nodes
-from qcompile.kernels import KernelCall
-from qcompile.ops import quantized_linear
+from qcompile.kernel import KernelCall
+from qcompile.operators import quantized_linear
 from qcompile.passes.choose import ask_for_all
 from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State

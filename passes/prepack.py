@@ -4,8 +4,8 @@ import logging
 
 from qcompile.errors import brief
 from qcompile.graph.nodes import is_call
-from qcompile.kernels import KernelCall
-from qcompile.ops import quantized_linear
+from qcompile.kernel import KernelCall
+from qcompile.operators import quantized_linear
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.run.change import Change

@@ -8,9 +8,9 @@ from torch import fx
 from qcompile.errors import brief
 from qcompile.graph.nodes import is_call, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
-from qcompile.kernels import Site
+from qcompile.kernel import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
-from qcompile.ops import quantized_linear
+from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.recognize.activation import Rounded, recognize_activation
 from qcompile.recognize.products import PRODUCTS, Product, depends_on_product, find_product, low_bit_leaves, touches_low_bit

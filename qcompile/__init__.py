@@ -4,14 +4,13 @@ from qcompile.errors import QCompileError
 from qcompile.versions import blamed
 
 with blamed("torch"):
-    from qcompile.api import compile, explain, load, prepare
+    from qcompile.api import compile, explain, load, pack_linear, prepare
     from qcompile.hardware import platform
-    from qcompile.kernels import pack_linear
-    from qcompile.kernels import table as kernels
     from qcompile.meaning import ActivationQuant, QuantizedWeight
     from qcompile.options import Options
     from qcompile.reporting.report import Report, report
     from qcompile.reporting.rows import SiteReport
+    from qcompile.targets.registry import table as kernels
     from qcompile.torch_internals.registration import register
 
 register()

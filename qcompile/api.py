@@ -1,19 +1,25 @@
 """The front of the house: prepare, compile, load, explain."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._dynamo import config as dynamo_config
 
 from qcompile import versions
 from qcompile.backend import backend, compile_graph
+from qcompile.errors import KernelRefusedError
+from qcompile.hardware import platform
+from qcompile.kernel import site_of
+from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
 from qcompile.options import resolve
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, gathered
 from qcompile.reporting.rows import SiteReport
+from qcompile.targets.registry import find, kernels
 from qcompile.torch_internals import names, recompiles, warm_up
 from qcompile.torch_internals.capture import dynamo_constants
 
@@ -80,3 +86,49 @@ def explain(
         torch.compile(target, backend=explaining)(*args, **kwargs)
     found = gathered(rows)
     return Report.of([*found, *(unseen.of_model(model, seen, found) if isinstance(model, nn.Module) else ())])
+
+
+def pack_linear(
+    weight: QuantizedWeight,
+    kernel: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    bias: Tensor | None = None,
+    *,
+    activation: ActivationQuant | None = None,
+    act_scale: Tensor | None = None,
+    act_zero: Tensor | None = None,
+    allow_a8: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`.
+
+    kernel: a registered name, or None for the fastest that takes this weight here. activation: how x is rounded first
+    (default: not at all; for kernels that only compute with int8 activations: dynamic per token); act_scale, act_zero: the
+    constants of a static one. Raises WeightError for contradictory tensors, UnknownNameError for an unknown kernel,
+    KernelRefusedError with every reason if it cannot be used.
+    """
+    weight.check()
+    weight = weight.normalized()
+    wanted = None if kernel is None else find(kernel)
+    if activation is None:
+        activation = NO_ACTIVATION_QUANT if wanted is None else wanted.activation or wanted.default_activation
+    site = replace(site_of(weight, dtype, bias, activation), allow_a8=allow_a8)
+    here = platform()
+    if wanted is None:
+        able = [row for row in kernels().values() if not row.reasons(site, here)]
+        if not able:
+            raise KernelRefusedError("every kernel", (f"{r.name}: {w}" for r in kernels().values() for w in r.reasons(site, here)))
+        wanted = min(able, key=lambda row: row.seconds(site, 1, here))
+    elif reasons := wanted.reasons(site, here):
+        raise KernelRefusedError(wanted.name, reasons)
+    chosen = wanted
+    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
+    packed = chosen.pack(operands, site)
+    if chosen.retire_addresses:
+        from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena
+
+        packed = tuple(retired(tensor) for tensor in packed)
+
+    def run(x: Tensor) -> Tensor:
+        return chosen.call(x, packed, site)
+
+    return run

@@ -79,7 +79,7 @@ def user_cache_folder() -> Path:
 def _check_kernel_names(options: Options) -> None:
     if not options.kernels and not options.disable:
         return
-    from qcompile.kernels import OTHER_KERNELS, TARGETS, kernels  # noqa: PLC0415 - the kernel table imports every target
+    from qcompile.targets.registry import OTHER_KERNELS, TARGETS, kernels  # noqa: PLC0415 - the kernel table imports every target
 
     known = {*TARGETS, *kernels(), *OTHER_KERNELS}
     for name in (*options.kernels, *options.disable):

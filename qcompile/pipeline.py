@@ -13,7 +13,7 @@ from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint
 from qcompile.graph.walk import evaluate
 from qcompile.hardware import Platform
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.reporting.rows import SiteReport

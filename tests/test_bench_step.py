@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from bench.step import Split, shown, split
-from qcompile.ops import fake_quantize
+from qcompile.operators import fake_quantize
 
 
 def test_a_step_is_split() -> None:

@@ -11,10 +11,11 @@ import torch
 
 from qcompile.cli import COMMANDS, parser
 from qcompile.hardware import platform
-from qcompile.kernels import kernels, site_of
+from qcompile.kernel import site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight, sqnr_db
 from qcompile.options import Options
 from qcompile.reporting.rows import SiteReport
+from qcompile.targets.registry import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

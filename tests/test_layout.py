@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qcompile.frontends import FRONT_DOORS
-from qcompile.kernels import TARGETS
 from qcompile.passes import PIPELINE
 from qcompile.recognize.readers import READERS
+from qcompile.targets.registry import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("passes", "qcompile", "csrc", "tests", "demo", "bench", "docs", ".ci")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear
-from qcompile.frontends.ops import dequantize_packed
+from qcompile.operators import dequantize_packed
 
 
 def make_dense(model: Any, dtype: torch.dtype) -> int:

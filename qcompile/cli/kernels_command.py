@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcompile.hardware import platform
-from qcompile.kernels import table
+from qcompile.targets.registry import table
 
 
 def run(arguments: argparse.Namespace) -> int:

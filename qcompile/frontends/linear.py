@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.frontends.ops import NAME_ATTRIBUTE, dequantize_packed
 from qcompile.frontends.product import Structure, packed_linear
 from qcompile.graph.nodes import is_released
-from qcompile.ops import fake_quantize
+from qcompile.operators import NAME_ATTRIBUTE, dequantize_packed, fake_quantize
 
 
 def _product(

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qcompile.frontends.ops import dequantize_packed
-from qcompile.ops import LIBRARY
+from qcompile.operators import LIBRARY, dequantize_packed
 
 
 class Structure(NamedTuple):

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
 from qcompile.timing.trial import operands, prepared
 

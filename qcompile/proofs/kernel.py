@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.hardware.quiet import without_their_messages
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
 from qcompile.proofs import extremes
 from qcompile.weights.cache import STORE

@@ -11,7 +11,7 @@ from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
 from qcompile.graph.slices import Root, Slices
 from qcompile.graph.walk import evaluate
 from qcompile.meaning import ActivationQuant, sqnr_db
-from qcompile.ops import fake_quantize
+from qcompile.operators import fake_quantize
 from qcompile.recognize.products import through_views
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from qcompile.formats.layouts import LAYOUTS, Packing
 from qcompile.formats.packed import proposal
 from qcompile.formats.proposal import Cone, LeafIndex, Proposal
-from qcompile.frontends.ops import dequantize_packed
+from qcompile.operators import dequantize_packed
 
 
 def propose(cone: Cone) -> Iterator[Proposal]:

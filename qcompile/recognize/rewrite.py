@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
 from qcompile.meaning import NO_ACTIVATION_QUANT
-from qcompile.ops import quantized_linear
+from qcompile.operators import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, VIEWS, Product
 from qcompile.recognize.weight import Reading

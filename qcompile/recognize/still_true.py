@@ -9,7 +9,7 @@ from torch import fx
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released
 from qcompile.graph.walk import constant_nodes, subgraph
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.recognize.activation import Rounded, recognize_activation
 from qcompile.recognize.products import Product
 from qcompile.recognize.weight import Reader, Reading

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
-from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph.nodes import Constant, is_call, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, leaves_of, subgraph
+from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.recognize import lattice, recovered
 from qcompile.recognize.acceptance import Claim, Facts, agrees, examine, out_of_range

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from qcompile.errors import MissingOperatorError
-from qcompile.ops import LIBRARY
+from qcompile.operators import LIBRARY
 
 Operator = Any  # torch._ops.OpOverload: torch keeps the class, and most of what is asked of it, private and unannotated
 _library: Any = torch.library

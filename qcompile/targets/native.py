@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernels import FewRows, Kernel, Reasons, Site, unmet
+from qcompile.kernel import FewRows, Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from qcompile.hardware import Platform
-from qcompile.kernels import Reasons
+from qcompile.kernel import Reasons
 from qcompile.targets import native
 from qcompile.targets.native_ops import missing_op
 

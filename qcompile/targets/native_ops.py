@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qcompile.native import missing
+from qcompile.targets.native_library import missing
 
 _LINE = 64
 _BLOCK = 16

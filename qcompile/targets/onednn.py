@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
 from qcompile.errors import WeightError
-from qcompile.ops import LIBRARY
+from qcompile.operators import LIBRARY
 from qcompile.targets.binding import schema_objections
 from qcompile.weights.memory import Region
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (

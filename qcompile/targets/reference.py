@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from qcompile import ops
-from qcompile.kernels import Kernel, Site
+from qcompile import operators
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
 
 NEVER_BY_SPEED = 1e6  # seconds: it dequantizes the whole weight on every call
@@ -29,7 +29,7 @@ def operands(packed: tuple[Tensor, ...], site: Site) -> Operands:
 
 def call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
     w = operands(packed, site)
-    result: Tensor = ops.quantized_linear(
+    result: Tensor = operators.quantized_linear(
         x, w.codes, w.scales, w.zeros, w.perm, w.bias, w.act_scale, w.act_zero, site.group, site.codebook, site.activation.spec
     )
     return result

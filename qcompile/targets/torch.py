@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections

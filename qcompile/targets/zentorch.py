@@ -12,7 +12,7 @@ from torch import Tensor
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import predicted
 from qcompile.hardware.libraries import zentorch_hardware
-from qcompile.kernels import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows

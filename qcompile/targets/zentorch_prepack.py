@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes  # pyright: igno
 
 from qcompile.hardware.quiet import without_their_messages
 from qcompile.meaning import ActivationQuant, sqnr_db
-from qcompile.ops import LIBRARY
+from qcompile.operators import LIBRARY
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
 from qcompile.weights.memory import forget

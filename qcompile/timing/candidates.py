@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qcompile.kernels import Kernel, Reasons, Site, selects
+from qcompile.kernel import Kernel, Reasons, Site
+from qcompile.targets.registry import selects
 from qcompile.timing.order import STEPS, Candidate, crossing, ordered, same_packed
 from qcompile.timing.times import ROWS, Times
 

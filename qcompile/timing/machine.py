@@ -12,7 +12,7 @@ import torch
 
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import dense_seconds
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import ActivationQuant
 from qcompile.targets.native_ops import missing_ops
 from qcompile.timing.trial import Trial, steady

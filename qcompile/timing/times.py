@@ -9,8 +9,9 @@ import torch
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import dense_seconds
-from qcompile.kernels import Kernel, Site, kernels
+from qcompile.kernel import Kernel, Site
 from qcompile.options import Options, user_cache_folder
+from qcompile.targets.registry import kernels
 from qcompile.timing.kept import Kept, key_of
 from qcompile.timing.machine import Factors, Machine, measure
 from qcompile.timing.tuner import DENSE, Measured, Tuner

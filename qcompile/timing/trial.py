@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
 from qcompile.targets.native_ops import missing_ops
 from qcompile.weights.memory import retired

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.timing.kept import Kept
 from qcompile.timing.machine import quiet
 from qcompile.timing.trial import Trial, steady

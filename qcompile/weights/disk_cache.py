@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qcompile.kernels import Kernel
+from qcompile.kernel import Kernel
 from qcompile.options import Options
 from qcompile.versions import installed
 from qcompile.weights import fingerprint, mapped_file

@@ -15,7 +15,7 @@ from qcompile.errors import ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released, is_size, literal
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, subgraph
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
 from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.disk_cache import Shelf

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from qcompile.frontends.ops import dequantize_packed
 from qcompile.graph.nodes import Constant, is_call, is_released
+from qcompile.operators import dequantize_packed
 from qcompile.weights.cache import STORE
 
 log = logging.getLogger(__name__)

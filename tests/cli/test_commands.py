@@ -12,7 +12,7 @@ from qcompile.cli.bench_command import table
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import load_model
 from qcompile.hardware import KNOWN
-from qcompile.kernels import kernels
+from qcompile.targets.registry import kernels
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from support.spellings import K, N
 from torch import Tensor
 
 from qcompile.hardware import platform
-from qcompile.kernels import find, kernels
 from qcompile.meaning import sqnr_db
+from qcompile.targets.registry import find, kernels
 from qcompile.weights import disk_cache, fingerprint, mapped_file
 from qcompile.weights.cache import STORE
 from qcompile.weights.memory import HUGE_PAGE

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from qcompile.errors import OptionError
 from qcompile.hardware import platform
-from qcompile.kernels import find
 from qcompile.options import resolve
+from qcompile.targets.registry import find
 from qcompile.weights import cache_folder, disk_cache, mapped_file
 from qcompile.weights.cache import STORE
 from qcompile.weights.cache_folder import distrust, open_trusted, remove_abandoned

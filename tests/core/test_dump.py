@@ -10,10 +10,10 @@ from support.packed_linears import Stack
 from support.spellings import BF16, K, N, Written, int4, linear, scale
 
 import qcompile
-from qcompile.kernels import kernels as known
 from qcompile.meaning import sqnr_db
 from qcompile.passes import PIPELINE
 from qcompile.reporting.rows import SiteReport
+from qcompile.targets.registry import kernels as known
 
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 

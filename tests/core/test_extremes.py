@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qcompile.kernels import Kernel, Site, find
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.proofs import extremes
+from qcompile.targets.registry import find
 
 SITE = Site(n=300, k=64, bits=8, group=64, activation=ActivationQuant("token", 127.0, -127), dtype=torch.float32)
 GOOD = find("reference.quantized_linear")

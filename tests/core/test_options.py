@@ -13,11 +13,12 @@ from torch import Tensor
 import qcompile
 from qcompile import passes as pipeline_of
 from qcompile.errors import UnknownNameError, UnservedError
-from qcompile.kernels import TARGETS, Kernel, Site
-from qcompile.kernels import kernels as known
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands, dequantize, sqnr_db
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import reference
+from qcompile.targets.registry import TARGETS
+from qcompile.targets.registry import kernels as known
 
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
 EVERYTHING = tuple(TARGETS)
@@ -59,9 +60,9 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(*new: Kernel) -> None:
         rows.update({row.name: row for row in new})
 
-    for module in ("qcompile.kernels", "qcompile.passes.choose"):
+    for module in ("qcompile.targets.registry", "qcompile.passes.choose"):
         monkeypatch.setattr(sys.modules[module], "kernels", lambda: rows)
-    monkeypatch.setattr(sys.modules["qcompile.kernels"], "TARGETS", (*TARGETS, "fake"))
+    monkeypatch.setattr(sys.modules["qcompile.targets.registry"], "TARGETS", (*TARGETS, "fake"))
     return add
 
 

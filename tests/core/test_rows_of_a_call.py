@@ -10,7 +10,7 @@ from support.packed_linears import packed_linear
 
 import qcompile
 from qcompile.hardware import platform
-from qcompile.kernels import Kernel
+from qcompile.kernel import Kernel
 from qcompile.meaning import sqnr_db
 from qcompile.proofs.kernel import verify
 

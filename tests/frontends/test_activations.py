@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompile.meaning import ActivationQuant, sqnr_db
-from qcompile.ops import fake_quantize
+from qcompile.operators import fake_quantize
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPE = (3, 17, 96)

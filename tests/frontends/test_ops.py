@@ -6,8 +6,8 @@ from support.checkpoints import awq_tensors, gptq_tensors
 from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
-from qcompile.frontends.ops import dequantize_packed
 from qcompile.frontends.product import Structure, packed_linear
+from qcompile.operators import dequantize_packed
 
 
 def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, str]]:

@@ -30,10 +30,11 @@ import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
 from qcompile.hardware import platform
-from qcompile.kernels import Site, kernels, site_of
+from qcompile.kernel import Site, site_of
 from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
+from qcompile.targets.registry import kernels
 
 OPERATORS = ("native_int4_linear", "native_int8_a16_linear", "native_int8_linear", "native_int4_a8_linear")
 ROUNDINGS = (

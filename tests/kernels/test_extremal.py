@@ -12,10 +12,11 @@ from support.native_weights import DTYPES, EVERY_DTYPE, EVERY_LEVEL, require_ker
 from torch import Tensor
 
 from qcompile.hardware import platform
-from qcompile.kernels import Kernel, Site, kernels
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands
 from qcompile.targets import native
 from qcompile.targets.native import OWN_ROUNDING
+from qcompile.targets.registry import kernels
 from qcompile.timing.trial import prepared
 
 ROUNDINGS = (

@@ -6,11 +6,13 @@ import pytest
 import torch
 from support.native_weights import activations, require_kernels
 
+from qcompile.api import pack_linear
 from qcompile.errors import KernelRefusedError
 from qcompile.hardware import platform
-from qcompile.kernels import Reasons, Site, find, pack_linear
+from qcompile.kernel import Reasons, Site
 from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
 from qcompile.targets.native import a8_group
+from qcompile.targets.registry import find
 
 SITE = Site(n=32, k=256, bits=4, group=128)
 TOKEN = ActivationQuant("token")
@@ -138,8 +140,8 @@ def test_pack_linear_says_why_not() -> None:
 @pytest.mark.parametrize("group", (64, 256))
 def test_with_and_without_rounding_one_packed_weight_is_read(group: int) -> None:
     """Where rounding is allowed, both 4-bit kernels pack alike, although one cuts large groups; so do both 8-bit ones."""
-    from qcompile.kernels import kernels  # noqa: PLC0415
     from qcompile.meaning import Operands  # noqa: PLC0415
+    from qcompile.targets.registry import kernels  # noqa: PLC0415
 
     weight = quantized(4, group, zeros=True, perm=False)
     operands = Operands(weight.codes, weight.scales, weight.zeros)

@@ -9,9 +9,9 @@ from support.packed_linears import Block, packed_linear
 from support.spellings import BF16, SPELLINGS, K, N, Written
 
 from qcompile.graph.slices import Slices
-from qcompile.kernels import kernels
 from qcompile.options import Options
 from qcompile.pipeline import GraphSite, State
+from qcompile.targets.registry import kernels
 
 X = torch.zeros(4, K, dtype=BF16)
 

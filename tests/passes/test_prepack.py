@@ -5,7 +5,7 @@ from support.graphs import before_and_after, expect, through, with_state
 from support.packed_linears import packed_linear
 from support.spellings import BF16, K, N, Written, int8, linear, scale
 
-from qcompile.kernels import KernelCall
+from qcompile.kernel import KernelCall
 from qcompile.options import Options
 from qcompile.pipeline import State
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from qcompile.kernels import Site
+from qcompile.kernel import Site
 from qcompile.meaning import Operands, QuantizedWeight
 from qcompile.targets import rdna3
 

@@ -10,10 +10,11 @@ from support.emulated_rdna3 import case
 from torch import Tensor
 
 from qcompile.hardware import KNOWN, Accelerator, platform
-from qcompile.kernels import Kernel, Site, find
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import rdna3
 from qcompile.targets.rdna3_ops import has_device_code
+from qcompile.targets.registry import find
 
 SITE = Site(n=64, k=128, bits=4, group=32, dtype=torch.float16, scale_dtype=torch.float16, device="cuda")
 CARD = KNOWN["gfx1100"]

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer
 
 from qcompile.formats.layouts import LAYOUTS, Packing, Stored
-from qcompile.frontends.ops import dequantize_packed
 from qcompile.meaning import CODE_BOOKS, Operands, QuantizedWeight
+from qcompile.operators import dequantize_packed
 
 
 @dataclass

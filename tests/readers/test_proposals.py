@@ -9,8 +9,8 @@ from support.checkpoints import awq_tensors, gptq_tensors
 from torch import Tensor
 
 from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
-from qcompile.frontends.ops import dequantize_packed
 from qcompile.meaning import QuantizedWeight, dequantize
+from qcompile.operators import dequantize_packed
 from qcompile.recognize.readers import proposals
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from qcompile.hardware import platform
 from qcompile.hardware.libraries import zentorch_release
-from qcompile.kernels import Kernel, find
+from qcompile.kernel import Kernel
+from qcompile.targets.registry import find
 
 
 def needed(name: str) -> Kernel:

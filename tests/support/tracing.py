@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from qcompile.kernels import Kernel, Site
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
 
 

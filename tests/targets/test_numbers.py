@@ -5,7 +5,7 @@ import torch
 from support.rows import needed
 from support.weights import agreement_db, random_weight, reference
 
-from qcompile.kernels import pack_linear
+from qcompile.api import pack_linear
 from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
 
 LEAST_DB = 40.0

@@ -6,10 +6,12 @@ import pytest
 import torch
 from support.weights import random_weight
 
+from qcompile.api import pack_linear
 from qcompile.errors import KernelRefusedError, UnknownNameError
 from qcompile.hardware import platform
-from qcompile.kernels import Site, find, kernels, pack_linear
+from qcompile.kernel import Site
 from qcompile.meaning import ActivationQuant
+from qcompile.targets.registry import find, kernels
 
 TOKEN = ActivationQuant("token")
 W4 = Site(n=128, k=256, bits=4, group=64, scale_dtype=torch.bfloat16)

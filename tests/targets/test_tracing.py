@@ -9,7 +9,7 @@ from support.tracing import call_graph, operators, packing_graph
 from support.weights import random_weight
 from torch import Tensor
 
-from qcompile.kernels import Kernel, Site, site_of
+from qcompile.kernel import Kernel, Site, site_of
 from qcompile.meaning import ActivationQuant, Operands
 
 # name, bits, group, dtype, what the packing must show, most operators in a call (views and size reads not counted)

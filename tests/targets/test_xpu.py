@@ -12,9 +12,10 @@ from torch import Tensor
 
 from qcompile.errors import MissingOperatorError
 from qcompile.hardware import platform
-from qcompile.kernels import Kernel, Site, find, site_of
+from qcompile.kernel import Kernel, Site, site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight
 from qcompile.targets.nibbles import nibbles
+from qcompile.targets.registry import find
 from qcompile.targets.xpu import GEMM
 
 ROWS = ("xpu.int4_gemm_w4a16", "xpu.int4pack")

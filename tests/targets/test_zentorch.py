@@ -10,8 +10,9 @@ from support.rows import needed
 from support.weights import random_weight, reference
 from torch import Tensor
 
+from qcompile.api import pack_linear
 from qcompile.hardware import platform
-from qcompile.kernels import pack_linear, site_of
+from qcompile.kernel import site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, sqnr_db
 from qcompile.targets import zentorch, zentorch_prepack
 from qcompile.targets.binding import Foreign

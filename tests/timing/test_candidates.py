@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from qcompile.hardware import platform
-from qcompile.kernels import Kernel, Site, kernels
+from qcompile.kernel import Kernel, Site
+from qcompile.targets.registry import kernels
 from qcompile.timing import Times
 from qcompile.timing.candidates import Candidates, candidates
 from qcompile.timing.order import Candidate, crossing

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from qcompile.hardware import platform
-from qcompile.kernels import Kernel, Site, kernels
+from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
 from qcompile.options import Options, user_cache_folder
+from qcompile.targets.registry import kernels
 from qcompile.timing import machine, times, trial
 from qcompile.timing.kept import Kept
 from qcompile.timing.machine import Machine, factors_of, rate

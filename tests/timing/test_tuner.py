@@ -13,11 +13,12 @@ from support.packed_linears import packed_linear
 from support.spellings import BF16, K, N
 
 from qcompile.hardware import Platform
-from qcompile.kernels import Kernel, Site, kernels
+from qcompile.kernel import Kernel, Site
 from qcompile.options import Options
 from qcompile.passes import choose
 from qcompile.pipeline import GraphSite
 from qcompile.reporting.report import Report
+from qcompile.targets.registry import kernels
 from qcompile.timing import Times, trial, tuner
 from qcompile.timing.kept import Kept
 from qcompile.timing.tuner import Tuner, site_key

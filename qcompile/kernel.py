@@ -1,25 +1,16 @@
-"""The kernel table: what a kernel row is, what a site asks of it, and every row that the targets provide."""
+"""What a kernel row is, what a site asks of it, and a kernel as a call in a graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qcompile.errors import KernelRefusedError, UnknownNameError
-from qcompile.hardware import Platform, platform
+from qcompile.hardware import Platform
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
-from qcompile.options import Options
 
 Reasons = tuple[str, ...]  # empty means yes
-
-# One file each under qcompile/targets; the order is the order of preference where the cost model ties.
-TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
-# Kernels for what is no quantized linear; passes of their own choose them, ruled by the same options.
-OTHER_KERNELS = ("native.attention", "native.dense")
 
 
 def unmet(*needs: tuple[bool, str]) -> Reasons:
@@ -120,61 +111,6 @@ class Kernel:
         return self.default_activation if site.activation.is_none else site.activation
 
 
-@cache
-def kernels() -> dict[str, Kernel]:
-    """Every kernel row by name, in order of preference."""
-    rows: dict[str, Kernel] = {}
-    for target in TARGETS:
-        for row in _rows(target):
-            rows[row.name] = row
-    return rows
-
-
-def _rows(target: str) -> tuple[Kernel, ...]:
-    try:
-        found: tuple[Kernel, ...] = import_module(f"qcompile.targets.{target}").KERNELS
-    except Exception as error:  # a target that cannot even be imported is a reason, not a failure of the others
-        reason = f"the target cannot be loaded: {type(error).__name__}: {error}"
-        return (_broken(f"{target}.unavailable", reason),)
-    return found
-
-
-def _broken(name: str, reason: str) -> Kernel:
-    def never(*_: object) -> Any:
-        raise KernelRefusedError(name, (reason,))
-
-    return Kernel(name=name, missing=lambda _: (reason,), refuses=lambda _: (), pack=never, call=never, seconds=never)
-
-
-def table(where: Platform | None = None) -> dict[str, Reasons]:
-    """Every kernel's name, with the reasons why it does not run on this (or another) platform; empty: it runs here."""
-    here = where if where is not None else platform()
-    return {name: row.missing(here) for name, row in kernels().items()}
-
-
-def find(name: str) -> Kernel:
-    """The kernel of that name; UnknownNameError lists the known ones."""
-    try:
-        return kernels()[name]
-    except KeyError:
-        raise UnknownNameError("kernel", name, kernels()) from None
-
-
-def against_options(name: str, options: Options) -> Reasons:
-    """What the user's options have against a kernel of this name."""
-    covering = {name, name.split(".", 1)[0]}
-    if not covering.isdisjoint(options.disable):
-        return ("disabled by option disable",)
-    if options.kernels and covering.isdisjoint(options.kernels):
-        return ("not in option kernels",)
-    return ()
-
-
-def selects(names: tuple[str, ...], kernel: Kernel) -> bool:
-    """Whether a list of kernel or target names ("zentorch", "zentorch.woq_linear") covers this kernel."""
-    return kernel.name in names or kernel.target in names
-
-
 def site_of(weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, activation: ActivationQuant) -> Site:
     """The Site that describes `weight` in a linear with activations of `dtype`."""
     zeros = weight.zeros
@@ -193,52 +129,6 @@ def site_of(weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, ac
         zero_range=(int(zeros.min()), int(zeros.max())) if zeros is not None and zeros.numel() else (0, 0),
         device=weight.codes.device.type,
     )
-
-
-def pack_linear(
-    weight: QuantizedWeight,
-    kernel: str | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    bias: Tensor | None = None,
-    *,
-    activation: ActivationQuant | None = None,
-    act_scale: Tensor | None = None,
-    act_zero: Tensor | None = None,
-    allow_a8: bool = False,
-) -> Callable[[Tensor], Tensor]:
-    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`.
-
-    kernel: a registered name, or None for the fastest that takes this weight here. activation: how x is rounded first
-    (default: not at all; for kernels that only compute with int8 activations: dynamic per token); act_scale, act_zero: the
-    constants of a static one. Raises WeightError for contradictory tensors, UnknownNameError for an unknown kernel,
-    KernelRefusedError with every reason if it cannot be used.
-    """
-    weight.check()
-    weight = weight.normalized()
-    wanted = None if kernel is None else find(kernel)
-    if activation is None:
-        activation = NO_ACTIVATION_QUANT if wanted is None else wanted.activation or wanted.default_activation
-    site = replace(site_of(weight, dtype, bias, activation), allow_a8=allow_a8)
-    here = platform()
-    if wanted is None:
-        able = [row for row in kernels().values() if not row.reasons(site, here)]
-        if not able:
-            raise KernelRefusedError("every kernel", (f"{r.name}: {w}" for r in kernels().values() for w in r.reasons(site, here)))
-        wanted = min(able, key=lambda row: row.seconds(site, 1, here))
-    elif reasons := wanted.reasons(site, here):
-        raise KernelRefusedError(wanted.name, reasons)
-    chosen = wanted
-    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
-    packed = chosen.pack(operands, site)
-    if chosen.retire_addresses:
-        from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena
-
-        packed = tuple(retired(tensor) for tensor in packed)
-
-    def run(x: Tensor) -> Tensor:
-        return chosen.call(x, packed, site)
-
-    return run
 
 
 class KernelCall:

@@ -1,0 +1,70 @@
+"""The kernel table: every row that the targets provide, found by name, and what the user's options have against it."""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from qcompile.errors import KernelRefusedError, UnknownNameError
+from qcompile.hardware import Platform, platform
+from qcompile.kernel import Kernel, Reasons
+from qcompile.options import Options
+
+# One file each under qcompile/targets; the order is the order of preference where the cost model ties.
+TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
+# Kernels for what is no quantized linear; passes of their own choose them, ruled by the same options.
+OTHER_KERNELS = ("native.attention", "native.dense")
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    """Every kernel row by name, in order of preference."""
+    rows: dict[str, Kernel] = {}
+    for target in TARGETS:
+        for row in _rows(target):
+            rows[row.name] = row
+    return rows
+
+
+def _rows(target: str) -> tuple[Kernel, ...]:
+    try:
+        found: tuple[Kernel, ...] = import_module(f"qcompile.targets.{target}").KERNELS
+    except Exception as error:  # a target that cannot even be imported is a reason, not a failure of the others
+        reason = f"the target cannot be loaded: {type(error).__name__}: {error}"
+        return (_broken(f"{target}.unavailable", reason),)
+    return found
+
+
+def _broken(name: str, reason: str) -> Kernel:
+    def never(*_: object) -> Any:
+        raise KernelRefusedError(name, (reason,))
+
+    return Kernel(name=name, missing=lambda _: (reason,), refuses=lambda _: (), pack=never, call=never, seconds=never)
+
+
+def table(where: Platform | None = None) -> dict[str, Reasons]:
+    """Every kernel's name, with the reasons why it does not run on this (or another) platform; empty: it runs here."""
+    here = where if where is not None else platform()
+    return {name: row.missing(here) for name, row in kernels().items()}
+
+
+def find(name: str) -> Kernel:
+    """The kernel of that name; UnknownNameError lists the known ones."""
+    try:
+        return kernels()[name]
+    except KeyError:
+        raise UnknownNameError("kernel", name, kernels()) from None
+
+
+def against_options(name: str, options: Options) -> Reasons:
+    """What the user's options have against a kernel of this name."""
+    covering = {name, name.split(".", 1)[0]}
+    if not covering.isdisjoint(options.disable):
+        return ("disabled by option disable",)
+    if options.kernels and covering.isdisjoint(options.kernels):
+        return ("not in option kernels",)
+    return ()
+
+
+def selects(names: tuple[str, ...], kernel: Kernel) -> bool:
+    """Whether a list of kernel or target names ("zentorch", "zentorch.woq_linear") covers this kernel."""
+    return kernel.name in names or kernel.target in names
