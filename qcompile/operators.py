@@ -85,7 +85,7 @@ def _dequantize_packed(
     k: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """W [n, k] of a packed weight in `dtype`; layouts, tensors and their shapes: readers.layouts.
+    """W [n, k] of a packed weight in `dtype`; layouts, tensors and their shapes: formats.layouts.
 
     (code - zero) is exact, and its product with the scale is rounded once, to the dtype of the scales (NVFP4: straight to `dtype`).
     That is what compressed-tensors, GPTQ's and AWQ's own dequantizations give bit by bit: an integer of 9 bits times a 16-bit

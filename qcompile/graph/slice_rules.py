@@ -311,7 +311,7 @@ def _fake_quantize(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs
     return _merge(found)
 
 
-# Along which dimension N lies in the packed codes, the scales and the zero points of a layout (readers.layouts).
+# Along which dimension N lies in the packed codes, the scales and the zero points of a layout (formats.layouts).
 _ROWS = {
     "ct_pack": (0, 0, 0), "ct_pack_plain_zeros": (0, 0, 0), "ct_int8": (0, 0, 0), "nvfp4": (0, 0, None),
     "gptq": (1, 1, 1), "gptq_v2": (1, 1, 1), "gptq_wrapped": (1, 1, 1), "awq": (1, 1, 1),
