@@ -10,7 +10,7 @@ from torch import fx
 from qcompile.errors import UnservedError, brief
 from qcompile.graph.nodes import is_released, value
 from qcompile.graph.text import structural_key
-from qcompile.graph.walk import subgraph
+from qcompile.graph.walk import subgraph, through_views
 from qcompile.hardware import Platform, platform
 from qcompile.kernel import Kernel, Reasons, Site
 from qcompile.meaning import Verdict
@@ -19,7 +19,6 @@ from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.proofs.kernel import verify
 from qcompile.proofs.rewrite import verify_rewrite
-from qcompile.recognize.products import through_views
 from qcompile.targets.registry import against_options, kernels
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates

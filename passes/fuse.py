@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.errors import brief
+from qcompile.graph.change import Change
 from qcompile.graph.nodes import aten, value
-from qcompile.graph.walk import subgraph
+from qcompile.graph.walk import subgraph, through_views
 from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
-from qcompile.recognize.products import through_views
-from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ import logging
 from torch import fx
 
 from qcompile.errors import brief
+from qcompile.graph.change import Change
 from qcompile.graph.walk import live_nodes
 from qcompile.kernel import KernelCall
 from qcompile.operators import quantized_linear
 from qcompile.passes.choose import ask_for_all
 from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State
-from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from qcompile.errors import brief
+from qcompile.graph.change import Change
 from qcompile.graph.nodes import aten, is_call, same_sizes, value
 from qcompile.graph.walk import constant_nodes, leaves_of
 from qcompile.pipeline import Pass, State
 from qcompile.recognize.products import low_bit_leaves
-from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,12 @@
 import logging
 
 from qcompile.errors import brief
+from qcompile.graph.change import Change
 from qcompile.graph.nodes import is_call
 from qcompile.kernel import KernelCall
 from qcompile.operators import quantized_linear
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
-from qcompile.run.change import Change
 from qcompile.weights.recipe import emit_pack
 
 log = logging.getLogger(__name__)

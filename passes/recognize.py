@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from qcompile.errors import brief
+from qcompile.graph.change import Change
 from qcompile.graph.nodes import is_call, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
 from qcompile.kernel import Site
@@ -18,7 +19,6 @@ from qcompile.recognize.rewrite import raise_product
 from qcompile.recognize.still_true import Recheck
 from qcompile.recognize.weight import Reader, Reading
 from qcompile.reporting.rows import SiteReport
-from qcompile.run.change import Change
 
 log = logging.getLogger(__name__)
 

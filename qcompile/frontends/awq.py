@@ -7,8 +7,8 @@ from torch import nn
 
 from qcompile.errors import QCompileError, WeightError
 from qcompile.frontends import grouped, notes
-from qcompile.frontends.product import Structure
 from qcompile.frontends.stored_checks import FLOATS, need_finite, need_tensor
+from qcompile.operators import Structure
 
 Plan = tuple[Any, str, Structure, str]
 DISAGREES = "its own forward cannot be traced and does not agree with AWQ's gemm order: left as it is"

@@ -18,9 +18,9 @@ from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeight
 from qcompile.formats.layouts import NVFP4_BLOCK
 from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
-from qcompile.frontends.product import Structure
 from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
+from qcompile.operators import Structure
 
 KNOWN_SCHEMES = (
     "pack-quantized integers of 2 to 8 bits (group, channel or tensor)",

@@ -16,11 +16,10 @@ from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
 from qcompile.formats.layouts import NVFP4_BLOCK, unpack_words
 from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
-from qcompile.frontends.product import Structure
 from qcompile.frontends.session import Session, current
 from qcompile.frontends.stored_checks import Checks, need_finite, need_groups
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
-from qcompile.operators import dequantize_packed
+from qcompile.operators import Structure, dequantize_packed
 
 Parts = dict[str, Tensor]
 # Of how many layers the zero-point convention is asked.

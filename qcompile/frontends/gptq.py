@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
 from qcompile.formats.layouts import unpack_words
 from qcompile.frontends import grouped, notes
-from qcompile.frontends.product import Structure
 from qcompile.frontends.stored_checks import FLOATS, need_finite, need_groups, need_tensor
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
+from qcompile.operators import Structure
 
 KNOWN_BITS = (2, 3, 4, 8)
 DISAGREES = "its own forward cannot be traced and agrees with no GPTQ reading: left as it is"

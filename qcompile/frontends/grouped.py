@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from qcompile.errors import QCompileError, UnsupportedSchemeError
 from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, GroupedLinear, become
-from qcompile.frontends.product import Structure
-from qcompile.operators import dequantize_packed
+from qcompile.operators import Structure, dequantize_packed
 
 # Torch implementations of the libraries, whose tensors are still in the checkpoint's order. Others (Marlin, ExLlama, fused ATen)
 # have transformed theirs and stay as they are.

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.frontends.product import Structure, packed_linear
 from qcompile.graph.nodes import is_released
-from qcompile.operators import NAME_ATTRIBUTE, dequantize_packed, fake_quantize
+from qcompile.operators import NAME_ATTRIBUTE, Structure, dequantize_packed, fake_quantize, packed_linear
 
 
 def _product(

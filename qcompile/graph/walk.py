@@ -8,7 +8,22 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from qcompile.errors import ReleasedWeightError
-from qcompile.graph.nodes import Constant, concrete, hint, is_pure, is_released, is_size, literal, value
+from qcompile.graph.nodes import Constant, aten, concrete, hint, is_call, is_pure, is_released, is_size, literal, value
+
+# Operators that give their input's values in another shape.
+VIEWS = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.default,
+        aten.squeeze.dims,
+        aten.alias.default,
+        aten.clone.default,
+    }
+)
 
 
 def constant_nodes(graph: fx.Graph, constants: Mapping[fx.Node, Constant]) -> set[fx.Node]:
@@ -111,3 +126,10 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that the outputs or an effect depend on; the rest waits for `lower` or `cleanup`."""
     roots = [node for node in graph.nodes if node.op == "output" or node.is_impure()]
     return set(subgraph(roots, set()))
+
+
+def through_views(node: fx.Node) -> fx.Node:
+    """The node that this one is a view of, through any number of views."""
+    while is_call(node, *VIEWS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

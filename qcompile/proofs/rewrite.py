@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant, hint, value
 from qcompile.graph.slices import Root, Slices, spread
+from qcompile.graph.walk import through_views
 from qcompile.meaning import Noise
 from qcompile.pipeline import GraphSite
 from qcompile.proofs.kernel import ACCEPT_DB, LEAST_VALUES, MOST, STRIP
-from qcompile.recognize.products import through_views
 from qcompile.weights.memory import page_out, trim
 
 _MOST_ROUNDS = 64

@@ -9,10 +9,9 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
 from qcompile.graph.slices import Root, Slices
-from qcompile.graph.walk import evaluate
+from qcompile.graph.walk import evaluate, through_views
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.operators import fake_quantize
-from qcompile.recognize.products import through_views
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
 _LIMIT = 60  # nodes looked at above the product

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, is_pure, value
-from qcompile.recognize.products import VIEWS
+from qcompile.graph.walk import VIEWS
 
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
 _LAYOUT = VIEWS | {aten.permute.default, aten.expand.default, aten.transpose.int}

@@ -8,21 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import LOW_BIT, Constant, aten, is_call, is_pure, prims, same_sizes, value
-from qcompile.graph.walk import subgraph
+from qcompile.graph.walk import VIEWS, subgraph
 
-VIEWS = frozenset(
-    {
-        aten.view.default,
-        aten.reshape.default,
-        aten._unsafe_view.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.default,
-        aten.squeeze.dims,
-        aten.alias.default,
-        aten.clone.default,
-    }
-)
 CASTS = frozenset({prims.convert_element_type.default, aten._to_copy.default})
 _REARRANGES = frozenset(
     {
@@ -206,13 +193,6 @@ def _along(node: fx.Node, dims: int, axis: int, n: int) -> bool:
         return True
     padded = [1] * (dims - len(shape)) + list(shape)
     return len(padded) == dims and all(size == (n if index == axis else 1) for index, size in enumerate(padded))
-
-
-def through_views(node: fx.Node) -> fx.Node:
-    """The node that this one is a view of, through any number of views."""
-    while is_call(node, *VIEWS) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
 
 
 def low_bit_leaves(leaves: list[fx.Node]) -> list[fx.Node]:

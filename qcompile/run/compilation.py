@@ -19,7 +19,8 @@ from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State
-from qcompile.reporting import unexplained, unseen
+from qcompile.recognize import unexplained
+from qcompile.reporting import unseen
 from qcompile.reporting.report import record
 from qcompile.reporting.rows import SiteReport
 from qcompile.run.dump import Dump

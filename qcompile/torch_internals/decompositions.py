@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from qcompile.frontends.product import TAKEN_APART
+from qcompile.operators import TAKEN_APART
 
 # Inductor turns products of one row into sums of products while tracing; we need to see the products.
 _PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")

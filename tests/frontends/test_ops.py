@@ -6,8 +6,7 @@ from support.checkpoints import awq_tensors, gptq_tensors
 from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
-from qcompile.frontends.product import Structure, packed_linear
-from qcompile.operators import dequantize_packed
+from qcompile.operators import Structure, dequantize_packed, packed_linear
 
 
 def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, str]]:

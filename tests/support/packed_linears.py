@@ -5,7 +5,7 @@ from support.spellings import scale, uint4, words
 from torch import Tensor, nn
 
 from qcompile.frontends.linear import PackedLinear, become
-from qcompile.frontends.product import Structure
+from qcompile.operators import Structure
 
 
 def packed_linear(

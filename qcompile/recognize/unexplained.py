@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant, aten, is_call, value
-from qcompile.graph.walk import constant_nodes
-from qcompile.recognize.products import CASTS, VIEWS, low_bit_leaves
+from qcompile.graph.walk import VIEWS, constant_nodes
+from qcompile.recognize.products import CASTS, low_bit_leaves
 from qcompile.reporting.rows import SiteReport
 
 # Operators that multiply a weight, or look it up, and the position of the weight among their arguments.
