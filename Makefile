@@ -18,7 +18,7 @@ CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 QUICK := tests/readers tests/platform tests/timing tests/report tests/drawing tests/passes tests/targets/test_refusals.py \
   tests/regions/test_names.py tests/regions/test_defined.py tests/core/test_acceptance.py tests/core/test_mapped_file.py \
   tests/core/test_option_values.py tests/core/test_samples.py tests/core/test_slices.py tests/core/test_small_sizes.py \
-  tests/core/test_versions.py tests/test_ci.py tests/test_docs.py tests/test_layout.py
+  tests/core/test_versions.py tests/test_docs.py tests/test_layout.py
 
 READY := $(STAMPS)/extension $(STAMPS)/zentorch
 
