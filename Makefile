@@ -39,7 +39,7 @@ test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests, one process for e
 	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(PYTEST_ARGS)
 
 quick: $(READY)  ## the quick tests, which compile no model: under a minute on two cores (PYTEST_ARGS="-k report -x")
-	$(BIN)/python -m pytest -q $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(QUICK) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not commands and not slow" $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(QUICK) $(PYTEST_ARGS)
 
 commands: $(READY)  ## every command that README and docs show, with small sizes
 	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)
