@@ -14,10 +14,17 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 GENERATOR ?= graphs kernels folders cache_files
 CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 
+# Tests that compile no model: what each change is tried with first. A new folder or file of that kind goes in here.
+QUICK := tests/readers tests/platform tests/timing tests/report tests/drawing tests/passes/test_freeze.py \
+  tests/passes/test_normalize.py tests/passes/test_recognize.py tests/passes/test_fuse.py tests/passes/test_choose.py \
+  tests/passes/test_prepack.py tests/passes/test_fold.py tests/passes/test_lower.py tests/passes/test_cleanup.py \
+  tests/targets/test_refusals.py tests/regions/test_names.py tests/regions/test_defined.py tests/core/test_option_values.py \
+  tests/core/test_samples.py tests/core/test_slices.py tests/core/test_small_sizes.py tests/test_docs.py tests/test_layout.py
+
 READY := $(STAMPS)/extension $(STAMPS)/zentorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test commands lint types dist check-wheel bench clean lock format
+.PHONY: help setup demo test quick commands fuzz lint types dist check-wheel bench clean lock format
 .DELETE_ON_ERROR:
 
 help:  ## print this help
@@ -30,6 +37,9 @@ demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compa
 
 test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests, one process for each processor (JOBS=1 PYTEST_ARGS="-k report -x")
 	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(PYTEST_ARGS)
+
+quick: $(READY)  ## the quick tests, which compile no model: under a minute on two cores (PYTEST_ARGS="-k report -x")
+	$(BIN)/python -m pytest -q -m "not commands and not slow" $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(QUICK) $(PYTEST_ARGS)
 
 commands: $(READY)  ## every command that README and docs show, with small sizes
 	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)

@@ -1,7 +1,9 @@
 """qcompile: runs quantized checkpoints packed, on the fastest kernel the machine has, through torch.compile, and says why."""
 
+from typing import TYPE_CHECKING
+
 from qcompile.errors import QCompileError
-from qcompile.versions import blamed
+from qcompile.versions import blamed, installed
 
 with blamed("torch"):
     from qcompile.api import compile, explain, load, pack_linear, prepare
@@ -31,3 +33,13 @@ __all__ = [
     "prepare",
     "report",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:  # hidden from type checkers, which would let every name pass
+
+    def __getattr__(name: str) -> str:
+        """`__version__`, from what is installed, looked up when somebody asks."""
+        if name == "__version__":
+            return installed("qcompile") or "0+unknown"  # a source folder that was not installed
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,14 @@ from qcompile.targets.registry import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md"))]
+
+
+def sources() -> str:
+    """All our code as one text."""
+    folders = ("passes", "qcompile", "csrc", "tests")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*")) if "__pycache__" not in path.parts]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".cpp", ".h", ".cmake"})
 
 
 def test_readme_lists_every_kernel_and_no_other() -> None:
@@ -49,11 +57,52 @@ def test_readme_shows_every_command() -> None:
         parser().parse_args(line.replace('"', "").split())
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/options.md", "docs/report.md", "docs/memory.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index)}
+    assert {(ROOT / page).resolve() for page in PAGES} - linked <= {ROOT / "CHANGELOG.md", ROOT / "docs" / "index.md"}
+
+
+def test_contributing_names_files_and_things_that_exist() -> None:
+    code = sources()
+    for word in dict.fromkeys(re.findall(r"`([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text())):
+        if re.search(r"mine|NAME", word):
+            continue  # to be written
+        if re.fullmatch(r"[\w.*-]+(/[\w.*-]+)+/?|\w+/", word):
+            assert list(ROOT.glob(word.rstrip("/"))), f"CONTRIBUTING.md names {word}"
+        elif re.fullmatch(r"[A-Za-z]\w+", word) and re.search(r"[A-Z_]", word):
+            assert re.search(rf"\b{word}\b", code) or word == "QUICK", f"CONTRIBUTING.md names {word}"
+
+
+def test_the_glossary_says_where_things_live() -> None:
+    defined = r"(?:class|struct|def|constexpr \w+) (\w+)|^ *(\w+)(?:: |\[?[\w\], ]* = )|m\.def\(\"(\w+)\("
+    known = {name for found in re.findall(defined, sources(), re.MULTILINE) for name in found}
+    known |= {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    page = (ROOT / "docs" / "glossary.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| word", "|---"))]
+    assert len(rows) > 60
+    for *_, place in rows:
+        names = set(re.findall(r"`(\w+)`", place))
+        assert (names or "](" in place) and names <= known, f"nothing is called {names - known}"
+
+
+def test_the_formats_page_names_every_kernel_and_no_other() -> None:
+    named = set(re.findall(r"`([a-z0-9]+\.[a-z]\w+)`", (ROOT / "docs" / "formats.md").read_text()))
+    assert named - {"config.json", "qcompile.compile"} == set(kernels())
+
+
+def test_the_quick_tests_are_there() -> None:
+    found = re.search(r"^QUICK := ((?:.*\\\n)*.*)\n", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found is not None
+    paths = found[1].replace("\\", " ").split()
+    assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_kernel_of_the_readme_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ def test_pure_python_wheel_is_complete(tmp_path: Path) -> None:
             assert f"qcompile/{name}" in inside
         elif name.startswith("qcompile/"):
             assert name in inside
+    assert "qcompile/py.typed" in inside
     assert not any(name.startswith(("passes/", "tests/", "csrc/", "demo/")) for name in inside)
     assert not any(name.endswith(".so") for name in inside)
     entry_points = next(name for name in inside if name.endswith("entry_points.txt"))

@@ -197,3 +197,11 @@ def test_the_entry_point_and_the_import_name_the_same_object() -> None:
     assert found is qcompile.backend.backend  # type: ignore[attr-defined]
     registration.register()  # a second time changes nothing
     assert torch._dynamo.backends.registry.lookup_backend("qcompile") is found
+
+
+def test_the_package_knows_its_own_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert qcompile.__version__ == versions.installed("qcompile") != ""
+    monkeypatch.setattr(qcompile, "installed", lambda _: "")
+    assert qcompile.__version__ == "0+unknown"
+    with pytest.raises(AttributeError, match="module 'qcompile' has no attribute 'versoin'"):
+        getattr(qcompile, "versoin")  # noqa: B009 - type checkers know that it is not there

@@ -223,6 +223,7 @@ emit_trace(report())
 """
 
 
+@pytest.mark.slow
 def test_report_is_a_structured_artifact_under_torch_trace(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", TRACE], check=True, env=os.environ | {"TORCH_TRACE": str(tmp_path)})
     (log,) = tmp_path.glob("*.log")
@@ -247,6 +248,7 @@ logging.getLogger("qcompile").info("a summary")
 """
 
 
+@pytest.mark.slow
 def test_torch_logs_takes_qcompile_as_a_name() -> None:
     """torch imports `qcompile` while torch itself is still being imported, so the package must be importable at that moment."""
     done = subprocess.run(
@@ -256,6 +258,7 @@ def test_torch_logs_takes_qcompile_as_a_name() -> None:
     assert "a summary" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_torch_logs_nothing_is_printed() -> None:
     code = "import torch, logging\n" + LOGS.splitlines()[-2] + "\n" + LOGS.splitlines()[-1]
     env = {name: value for name, value in os.environ.items() if name != "TORCH_LOGS"}

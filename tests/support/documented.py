@@ -1,4 +1,4 @@
-"""The shell commands that README, docs/*.md and the opening words of bench/*.py show, as they stand there."""
+"""The shell commands that README, CONTRIBUTING, SECURITY, docs/*.md and the opening words of bench/*.py show, as they stand there."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted((ROOT / "docs").glob("*.md")))
 # Settings, then one of our commands and at least one word; `pip` and `python` alone are names.
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:python|pip|make|qcompile|\.ci/\S+)(?: +\S.*)?")
 TRAILING = re.compile(r"\s+# .*$")
