@@ -15,11 +15,11 @@ GENERATOR ?= graphs kernels folders cache_files
 CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 
 # Tests that compile no model: what each change is tried with first. A new folder or file of that kind goes in here.
-QUICK := tests/readers tests/platform tests/timing tests/report tests/drawing tests/passes/test_freeze.py \
+QUICK := tests/formats tests/graph tests/hardware tests/proofs tests/recognize tests/reporting tests/timing tests/passes/test_freeze.py \
   tests/passes/test_normalize.py tests/passes/test_recognize.py tests/passes/test_fuse.py tests/passes/test_choose.py \
   tests/passes/test_prepack.py tests/passes/test_fold.py tests/passes/test_lower.py tests/passes/test_cleanup.py \
-  tests/targets/test_refusals.py tests/regions/test_names.py tests/regions/test_defined.py tests/core/test_option_values.py \
-  tests/core/test_samples.py tests/core/test_slices.py tests/core/test_small_sizes.py tests/test_docs.py tests/test_layout.py
+  tests/targets/test_refusals.py tests/run/test_renaming.py tests/run/test_defined.py tests/core/test_option_values.py \
+  tests/weights/test_samples.py tests/test_docs.py tests/test_layout.py
 
 READY := $(STAMPS)/extension $(STAMPS)/zentorch
 

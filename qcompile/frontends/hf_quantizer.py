@@ -195,7 +195,8 @@ def _check_meta(path: str, module: Any, method: str) -> None:
 
 
 def _give_parameters(module: Any, parts: Stored) -> None:
-    kind, shape = type(module), tuple(module.weight.shape)
+    kind: Any = type(module)
+    shape = tuple(module.weight.shape)
     names = [name for name in parts if name != "bias"]
     if "bias" in parts and module._parameters.get("bias") is None:
         names.append("bias")

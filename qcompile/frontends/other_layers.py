@@ -124,7 +124,7 @@ def give_back(module: Any, lent: Lent, form: str, dtype: torch.dtype) -> None:
 
 
 @cache
-def loading(kind: type[nn.Module]) -> type[nn.Module]:
+def loading(kind: Any) -> type[nn.Module]:
     """A subclass without `weight`, for while packed tensors are being read; a model's own initialisation may look at it."""
 
     def weight(self: nn.Module) -> Tensor:

@@ -57,13 +57,15 @@ class Facts:
 
     scale_range  size of the least and the largest scale that is not 0; (1, 1) if all are
     zero_range   least and largest zero point, (0, 0) without any
-    narrow       its codes and zero points fit 4 bits; straight: its permutation moves nothing (qcompile.recognize.narrowing)
+    narrow       its codes and zero points fit 4 bits; centred: they are to be moved nearer to 0; straight: its permutation moves
+                 nothing (qcompile.recognize.narrowing)
     """
 
     scale_range: tuple[float, float]
     zero_range: tuple[int, int]
     scale_dtype: torch.dtype
     narrow: bool
+    centred: bool
     straight: bool
 
 
@@ -116,11 +118,12 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
         sizes += magnitudes(operands.scales)
         dtype = operands.scales.dtype
     narrow = extent.fits_four_bits
-    span = extent.zero_range if narrow else (int(min(zeros)), int(max(zeros))) if zeros else (0, 0)
+    nearer = None if narrow else extent.centred_range
+    span = extent.zero_range if narrow else nearer or ((int(min(zeros)), int(max(zeros))) if zeros else (0, 0))
     bits = 4 if narrow else proposal.bits
     if bits < 8 and (span[0] < 0 or span[1] > 1 << bits):
         raise _Wrong(f"its zero points {span[0]} .. {span[1]} are outside 0 .. {1 << bits}")
-    return Facts((min(sizes, default=1.0), max(sizes, default=1.0)), span, dtype, narrow, extent.in_order)
+    return Facts((min(sizes, default=1.0), max(sizes, default=1.0)), span, dtype, narrow, nearer is not None, extent.in_order)
 
 
 def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:

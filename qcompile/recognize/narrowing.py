@@ -1,4 +1,4 @@
-"""Readings of the same weight in fewer bits or without a permutation, where its content allows that."""
+"""Readings of the same weight in fewer bits, nearer to its zero points, or without a permutation, where its content allows that."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,10 @@ from qcompile.meaning import Operands
 
 
 class Extent:
-    """What the parts of a weight have in common: whether all codes fit 4 bits, and whether the permutation moves nothing."""
+    """What the parts of a weight have in common: whether all codes fit 4 bits, and whether the permutation moves nothing.
+
+    centred_range: least and largest zero point that `centred` leaves, None where it cannot be used
+    """
 
     def __init__(self, proposal: Proposal) -> None:
         self.proposal = proposal
@@ -19,6 +22,7 @@ class Extent:
         self._might = proposal.bits == 8 and not proposal.codebook
         self._seen = False
         self._zeros = (0, 0)
+        self.centred_range: tuple[int, int] | None = None
 
     @property
     def fits_four_bits(self) -> bool:
@@ -33,6 +37,7 @@ class Extent:
     def add(self, operands: Operands) -> None:
         """Look at some more rows."""
         self.in_order = is_in_order(operands)
+        self._centre(operands)
         if not self._might or operands.codes.numel() == 0:
             return
         if operands.zeros is None:
@@ -44,6 +49,38 @@ class Extent:
             least, most = int(zeros.min()), int(zeros.max())
             self._zeros = (min(least, self._zeros[0]), max(most, self._zeros[1])) if self._seen else (least, most)
         self._seen = True
+
+    def _centre(self, operands: Operands) -> None:
+        if self.proposal.bits != 8 or self.proposal.codebook or operands.zeros is None or operands.codes.numel() == 0:
+            return
+        _, zeros = _centred(operands.codes, operands.zeros, self.proposal.group)
+        least, most = self.centred_range or (0, 0)
+        self.centred_range = min(least, int(zeros.min())), max(most, int(zeros.max()))
+
+
+def centred(proposal: Proposal, zero_range: tuple[int, int]) -> Proposal:
+    """The same weight with codes as near to 0 as 8 bits allow; without zero points where none is left.
+
+    Kernels add up code times x and take zero point times x off again. Of large codes near a large zero point little would be left
+    of float32's digits: bytes 214 with zero point 213, kept as 86 and 85, lose seven bits of them.
+    """
+    symmetric = zero_range == (0, 0)
+
+    def unpack(leaves: Sequence[Tensor]) -> Operands:
+        operands = proposal.unpack(leaves)
+        assert operands.zeros is not None
+        codes, zeros = _centred(operands.codes, operands.zeros, proposal.group)
+        return operands._replace(codes=codes.flatten(1).to(torch.int8), zeros=None if symmetric else zeros.to(torch.int8))
+
+    return replace(proposal, symmetric=symmetric, unpack=unpack)
+
+
+def _centred(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """(codes [N, G, group], zeros [N, G]) as int16, moved together so that the zero point is 0, or as near to it as int8 allows."""
+    grouped, points = codes.to(torch.int16).unflatten(1, (-1, group)), zeros.to(torch.int16)
+    moved = torch.minimum(torch.maximum(points, grouped.amax(-1) - 127), grouped.amin(-1) + 128)
+    moved = torch.where((points - moved).abs() > 127, 0, moved)
+    return grouped - moved.unsqueeze(-1), points - moved
 
 
 def four_bits(proposal: Proposal) -> Proposal:

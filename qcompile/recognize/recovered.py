@@ -107,7 +107,7 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
 
     def unpack(tensors: Sequence[Tensor]) -> Operands:
         dense = tensors[0].t() if transposed else tensors[0]
-        scales = found.scales(tensors[1 : 1 + count], *dense.shape, dense.device)
+        scales = found.scales(tensors[1 : 1 + count], dense.shape[0], dense.shape[1], dense.device)
         perm = torch.argsort(tensors[-1].long(), stable=True) if found.index is not None else None
         codes, zeros = lattice.codes_and_zeros(dense, scales, found, perm)
         return Operands(codes, scales, zeros, perm)

@@ -17,7 +17,7 @@ from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.recognize import lattice, recovered
 from qcompile.recognize.acceptance import Claim, Facts, agrees, examine, out_of_range
-from qcompile.recognize.narrowing import four_bits, in_order
+from qcompile.recognize.narrowing import centred, four_bits, in_order
 from qcompile.recognize.products import Product, low_bit_leaves
 from qcompile.recognize.readers import proposals
 from qcompile.recognize.unread import GENERAL
@@ -117,9 +117,12 @@ class Reader:
             if wrong:
                 return wrong
         proposal, inputs = self._proposal(product, leaves, guess)
-        proposal = four_bits(proposal) if facts.narrow else proposal
+        if facts.narrow:
+            proposal = four_bits(proposal)
+        elif facts.centred:
+            proposal = centred(proposal, facts.zero_range)
         proposal = in_order(proposal) if facts.straight else proposal
-        unpacking = f"{guess.text} {proposal.bits} {structure}"
+        unpacking = f"{guess.text} {proposal.bits} {proposal.symmetric} {structure}"
         return Reading(proposal, guess.reader, inputs, facts.zero_range, facts.scale_dtype, unpacking)
 
     def _factors(self, product: Product) -> list[tuple[Tensor, bool]]:

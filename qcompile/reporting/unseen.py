@@ -100,7 +100,7 @@ def of_model(model: nn.Module, seen: Collection[int], given: Sequence[SiteReport
         if weight is None:
             continue
         ids = {id(tensor) for tensor in _all(module)}
-        if (path in named or ids & seen) and path not in packed:
+        if (path in named or not ids.isdisjoint(seen)) and path not in packed:
             alike.setdefault(_looks(module), path)
         if path not in named and (ids.isdisjoint(seen) or (ids & _leaving and told.isdisjoint(ids))):
             without += [] if _is_part(path, weight, weights) else [(path, module, weight)]

@@ -9,7 +9,7 @@ import transformers
 from support.checkpoints import Checkpoint, awq_folder, compressed_tensors_folder, float_model, gptq_folder, llama_config, token_ids
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers.pytorch_utils import Conv1D
+from transformers import pytorch_utils
 
 import qcompile
 from qcompile.errors import UnsupportedSchemeError
@@ -45,7 +45,10 @@ class Cubed(nn.Module):
         return linear(x, self.weight) ** 3
 
 
-class Model(transformers.LlamaForCausalLM):  # type: ignore[misc]
+Base: Any = transformers.LlamaForCausalLM
+
+
+class Model(Base):  # type: ignore[misc]
     """A Llama, one of whose layers is of another class."""
 
     kind: type[nn.Module] = Spelled
@@ -69,12 +72,13 @@ class WithCubed(Model):
     kind = Cubed
 
 
+Conv1D: Any = pytorch_utils.Conv1D
 PATH = "model.layers.1.mlp.up_proj"
 
 
 def folder_of(kind: type[Model], make: Any, folder: Path, **scheme: Any) -> Checkpoint:
     torch.manual_seed(0)
-    model = kind(llama_config()).to(torch.float16 if make is not compressed_tensors_folder else torch.bfloat16).eval()
+    model: Any = kind(llama_config()).to(torch.float16 if make is not compressed_tensors_folder else torch.bfloat16).eval()
     if kind is WithCubed:  # what a packer sees is a Linear of the same weight
         plain = nn.Linear(64, 128, bias=False, dtype=model.dtype)
         plain.weight.data = model.model.layers[1].mlp.up_proj.weight.data
@@ -94,7 +98,15 @@ def logits(model: Any) -> Tensor:
 
 
 def gpt2() -> Any:
-    sizes = {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 128,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return float_model(transformers.GPT2Config(**sizes), torch.float16)
 
 
@@ -151,7 +163,8 @@ def test_what_is_no_linear_becomes_dense_and_says_so(kind: type[Model], make: An
     model = qcompile.load(saved.path, model_class=kind)
     module: Any = model.get_submodule(PATH)
     assert type(module) is kind.kind and set(dict(module.named_parameters())) == {"weight"}
-    assert torch.equal(module.weight, saved.dense.get_submodule(PATH).weight)
+    dense: Any = saved.dense.get_submodule(PATH)
+    assert bool((module.weight == dense.weight).all())
     assert prepared_notes(model)[PATH] == f"a quantized {kind.kind.__name__}, which is no linear: made dense"
     assert sum(isinstance(other, GroupedLinear) for other in model.modules()) == 13
     torch.testing.assert_close(logits(model), logits(saved.dense), rtol=1e-2, atol=1e-2)
@@ -164,7 +177,7 @@ def test_a_compressed_layer_that_is_no_linear_is_the_librarys(tmp_path: Path) ->
         "no Linear" in prepared_notes(model)[PATH]
     )
     assert sum(isinstance(other, PackedLinear) for other in model.modules()) == 13
-    expected = WithDoubled.from_pretrained(saved.path, dtype=torch.bfloat16).eval()
+    expected: Any = WithDoubled.from_pretrained(saved.path, dtype=torch.bfloat16).eval()
     torch.testing.assert_close(logits(model), logits(expected), rtol=2e-2, atol=2e-2)
 
 
