@@ -4,6 +4,7 @@ transformers' Conv1D (GPT-2) keeps its weight as [K, N], and models have subclas
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -96,13 +97,14 @@ def pose_as_linear(path: str, module: Any, n: int, k: int) -> Lent:
     """Let a module of another kind take the tensors of a Linear [N, K]; UnsupportedSchemeError if its weight has another size."""
     weight = module._parameters.get("weight")
     shape = () if weight is None else tuple(weight.shape)
-    flat = (shape[0], weight[0].numel()) if len(shape) > 1 else shape
+    flat = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
     if flat not in {(n, k), (k, n)} or (n == k and len(shape) == 2 and not isinstance(module, nn.Linear | nn.Embedding)):
         known = ["layers whose weight is [N, K] or [K, N], and not square"]
         text = f"a quantized {type(module).__name__} with a weight {list(shape)} for codes of N={n}, K={k}"
         raise UnsupportedSchemeError(path, text, known, "Quantize it without this layer.")
     lent = Lent(type(module), shape, turned=flat != (n, k))
-    module.__class__, module.in_features, module.out_features = nn.Linear, k, n
+    holder: Any = module
+    holder.__class__, holder.in_features, holder.out_features = nn.Linear, k, n
     return lent
 
 

@@ -23,8 +23,8 @@ class Spelled(nn.Linear):
     """A linear in other words, as Falcon has it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        product = input @ self.weight.T
-        return product if self.bias is None else product + self.bias
+        product, bias = input @ self.weight.T, self._parameters["bias"]
+        return product if bias is None else product + bias
 
 
 class Doubled(nn.Linear):
