@@ -137,25 +137,25 @@ UNREAD_WARNING = (
 )
 
 LAST_GRAPH_WARNING = (
-    "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, without "
-    "qcompile. To allow more, set torch._dynamo.config.{name} before compiling; why there are so many is shown by "
-    'TORCH_LOGS="recompiles".'
+    "this is graph {number} of the at most {limit} that Dynamo makes of {function}. Further kinds of call run eagerly, "
+    'without qcompile. To allow more, set torch._dynamo.config.{name} before compiling. TORCH_LOGS="recompiles" shows why there '
+    "are so many."
 )
 
 FIRST_CALL_WARNING = (
-    "qcompile: the code of a compiled graph failed when it was called ({problem}), and the graph as it was captured does not. It "
-    "runs unchanged from now on, with the right numbers and without quantized kernels. This is a fault of qcompile, please report "
-    "it; torch._dynamo.reset() compiles the graph again."
+    "qcompile: the compiled code of a graph failed when it was called ({problem}); the graph as it was captured works. So it runs "
+    "unchanged from now on, with the right numbers and without quantized kernels. This is a fault of qcompile, please report it. "
+    "torch._dynamo.reset() compiles the graph again."
 )
 
 CHANGED_WARNING = (
-    "qcompile: a quantized weight was changed to a content that its packing does not cover ({problem}); this graph runs unpacked "
+    "qcompile: a quantized weight was changed to a value that its packed form does not cover ({problem}). This graph runs unpacked "
     "and slowly from now on, with the right numbers. Call torch._dynamo.reset() to compile it again."
 )
 
 CACHE_SCHEME_WARNING = (
-    "qcompile: {file} asks for quantized keys and values (kv_cache_scheme). That is not done: the cache keeps the model's dtype, "
-    "which is more precise and takes more memory."
+    "qcompile: {file} asks for quantized keys and values (kv_cache_scheme), which qcompile does not do. The cache keeps the "
+    "model's dtype, which is more precise and takes more memory."
 )
 ALREADY_DENSE_WARNING = (
     "qcompile: {count} quantized layers of this model were already decompressed to dense weights (compressed-tensors does that at "
@@ -169,6 +169,6 @@ OFFLOADED_WARNING = (
 
 NO_COMPILER_WARNING = (
     "qcompile: Inductor, which compiles the rest of a graph, needs a C++ compiler, and {problem}{detail}. The rest runs eagerly "
-    'now, as with the option rest="eager"; quantized products run packed as always. To have the rest compiled, install one (g++ or '
-    'clang++) or let the variable CXX name one; to do without, give rest="eager".'
+    'now, as with the option rest="eager"; quantized products run packed as always. To have the rest compiled, install g++ or '
+    'clang++, or name a compiler in CXX. To silence this warning, give rest="eager".'
 )
