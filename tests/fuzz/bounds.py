@@ -24,7 +24,7 @@ CANCELLED = 4.0
 STORED, STORED_SUM = 1.0, 16.0
 ROUNDED = 1.0  # a value that was rounded to whole steps may be off by a step
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-# The smallest step of a dtype; matrix instructions take what is below 2^-126 for zero.
+# The smallest step of a dtype; matrix instructions take what is below 2^-126 for zero, AMX also what comes of a step.
 SPACING = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126, torch.float64: 2.0**-126}
 NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 SUM = 2.0**-23  # sums are made in float32
@@ -158,7 +158,9 @@ class Bounds:
             error = error + ea.nan_to_num(0.0, float("inf"), 0.0) @ b
         if isinstance(eb, Tensor):
             error = error + a @ eb.nan_to_num(0.0, float("inf"), 0.0)
-        tiny = SPACING[torch.float32] * (a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1))
+        # Operands, products and partial sums below 2^-126 may each count as zero.
+        operands_sum = a.sum(-1, keepdim=b.dim() > 1) + b.sum(-2 if b.dim() > 1 else -1, keepdim=b.dim() > 1)
+        tiny = SPACING[torch.float32] * (operands_sum + 2 * a.shape[-1])
         most = torch.finfo(self.env[node].dtype).max
         overflow = finite & (~self.env[node].isfinite() | (self.env[node].double().abs() + error * scale + bias >= most))
         overflow |= finite & (a @ b >= torch.finfo(torch.float32).max)  # in another order, a part of the sum may be too large
