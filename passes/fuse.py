@@ -12,6 +12,7 @@ from qcompile.errors import brief
 from qcompile.graph.change import Change
 from qcompile.graph.nodes import aten, value
 from qcompile.graph.walk import subgraph, through_views
+from qcompile.meaning import ALONG_N
 from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 
@@ -66,10 +67,9 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
     sizes = [part.site.n for part in parts]
     with Change(graph) as change:
         with graph.inserting_before(place):
-            whole = [_joined(state, [each[index] for each in operands]) for index in (0, 1, 2, 4)]
-            codes, scales, zeros, bias = whole
-            act = (operands[0].act_scale, operands[0].act_zero)
-            node = graph.call_function(quantized_linear, (x, codes, scales, zeros, None, bias, *act, *first.node.args[8:]))
+            rows: Any = {name: _joined(state, [getattr(each, name) for each in operands]) for name in ALONG_N}
+            whole = operands[0]._replace(**rows)
+            node = graph.call_function(quantized_linear, (x, *whole), first.node.kwargs)
             node.meta = {**first.node.meta, "val": _wide(value(first.node), sum(sizes))}
             cuts = list(_cut(graph, node, sizes))
         for part, cut in zip(parts, cuts, strict=True):

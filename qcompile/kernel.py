@@ -1,7 +1,7 @@
 """What a kernel row is, what a site asks of it, and a kernel as a call in a graph."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -145,6 +145,14 @@ class KernelCall:
     def key(self) -> tuple[Any, ...]:
         """Equal for calls that do the same."""
         return ("call", self.kernel.name, self.site, self.few_rows)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the call depends on beside its operands, without what is as usual; for the graph's text."""
+        of_site = {item.name: getattr(self.site, item.name) for item in fields(self.site)}
+        usual = {item.name: item.default for item in fields(self.site)}
+        found = {name: item for name, item in of_site.items() if item != usual[name]}
+        return found | ({"few_rows": self.few_rows} if self.few_rows else {})
 
     def __call__(self, x: Tensor, *packed: Tensor) -> Tensor:
         if self.few_rows and self.kernel.few is not None:

@@ -31,6 +31,8 @@ class Operands(NamedTuple):
     act_zero: Tensor | None = None
 
 
+ALONG_N = ("codes", "scales", "zeros", "bias")  # the operands of which a range of outputs needs a range
+
 # The dtypes that scales of a weight may have; scales stored in others (float8, float64) are widened or rounded to float32 first.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -21,8 +21,8 @@ LIBRARY = torch.library.Library("qcompile", "FRAGMENT")
 _PIECE = 1 << 21  # elements
 
 LIBRARY.define(
-    "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, Tensor? act_scale, "
-    "Tensor? act_zero, int group, str codebook, str activation) -> Tensor"
+    "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros=None, Tensor? perm=None, Tensor? bias=None, "
+    "Tensor? act_scale=None, Tensor? act_zero=None, *, int group, str codebook='', str activation='none') -> Tensor"
 )
 LIBRARY.define("fake_quantize(Tensor x, Tensor? scale, Tensor? zero, str activation) -> Tensor")
 
@@ -31,14 +31,15 @@ def _quantized_linear(
     x: Tensor,
     codes: Tensor,
     scales: Tensor,
-    zeros: Tensor | None,
-    perm: Tensor | None,
-    bias: Tensor | None,
-    act_scale: Tensor | None,
-    act_zero: Tensor | None,
+    zeros: Tensor | None = None,
+    perm: Tensor | None = None,
+    bias: Tensor | None = None,
+    act_scale: Tensor | None = None,
+    act_zero: Tensor | None = None,
+    *,
     group: int,
-    codebook: str,
-    activation: str,
+    codebook: str = "",
+    activation: str = "none",
 ) -> Tensor:
     """y = act(x)[..., perm] @ W.T + bias with W of meaning.QuantizedWeight; x [..., K] -> y [..., N] in the dtype of x."""
     rounded = ActivationQuant.parse(activation).apply(x, act_scale, act_zero)
@@ -52,7 +53,7 @@ def _quantized_linear(
     return torch.nn.functional.linear(rounded, weight, None if bias is None else bias.to(x.dtype))
 
 
-def _quantized_linear_fake(x: Tensor, codes: Tensor, *_: object) -> Tensor:
+def _quantized_linear_fake(x: Tensor, codes: Tensor, *_: object, **__: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from qcompile.errors import PassOrderError, QCompileError
 from qcompile.formats.proposal import Proposal
-from qcompile.graph.nodes import Constant, hint
+from qcompile.graph.nodes import Constant, hint, named_arguments
 from qcompile.graph.walk import evaluate
 from qcompile.hardware import Platform
 from qcompile.kernel import Kernel, Site
@@ -246,6 +246,5 @@ def _outputs(state: State, feed: dict[str, Any]) -> list[Any]:
 
 def operand_nodes(site: GraphSite) -> Operands:
     """The nodes that are the canonical call's constant operands."""
-    _, codes, scales, zeros, perm, bias, act_scale, act_zero, *_ = site.node.args
-    nodes: Any = (codes, scales, zeros, perm, bias, act_scale, act_zero)
-    return Operands(*nodes)
+    given = named_arguments(site.node)
+    return Operands(**{name: given[name] for name in Operands._fields})

@@ -87,6 +87,17 @@ def lacks_value(node: fx.Node) -> bool:
     return bool(node.users) if schema is None else bool(schema.returns)
 
 
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator's call by name; those left out have their defaults."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    schema = target._schema.arguments
+    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given.update(zip((argument.name for argument in schema), node.args, strict=False))
+    given.update(node.kwargs)
+    return given
+
+
 def literal(node: fx.Node) -> Any:
     """The tensor that the traced code spelled out (torch.tensor([0, 4, 8]) in a forward), from its get_attr node."""
     if "literal" not in node.meta:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.axis import UNUSED, Axis, Needs, UnknownError
-from qcompile.graph.nodes import hint, value
+from qcompile.graph.nodes import hint, named_arguments, value
 
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 
@@ -27,7 +27,7 @@ def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
     if rule is None:
         return None
     try:
-        found = rule(node, named(node), axis)
+        found = rule(node, named_arguments(node), axis)
     except UnknownError:
         return None
     if found is None or any(
@@ -35,17 +35,6 @@ def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
     ):
         return None
     return found
-
-
-def named(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator's call by name; those left out have their defaults."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    schema = target._schema.arguments
-    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    given.update(zip((argument.name for argument in schema), node.args, strict=False))
-    given.update(node.kwargs)
-    return given
 
 
 def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Sequence[int] | None) -> Any:

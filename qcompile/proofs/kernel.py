@@ -10,7 +10,7 @@ from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.hardware.quiet import without_their_messages
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
+from qcompile.meaning import ALONG_N, ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
 from qcompile.proofs import extremes
 from qcompile.weights.cache import STORE
 from qcompile.weights.memory import trim
@@ -22,7 +22,6 @@ _NOISIER_DB = 1.0
 _ROWS = 5
 # A weight of more elements is looked at in strips of rows of about so many elements each.
 MOST, STRIP = 1 << 23, 1 << 19
-_ALONG_N = ("codes", "scales", "zeros", "bias")
 LEAST_VALUES = 256  # in fewer results, a sum that happens to cancel can make the signal small beside its own rounding
 
 
@@ -84,7 +83,7 @@ def parts_of(operands: Operands, site: Site, feed: Mapping[fx.Node, Tensor]) -> 
         n = int(value(part.codes).shape[0])  # type: ignore[arg-type]
         there = [node for node in part if node is not None]
         names = [name for name, node in zip(Operands._fields, part, strict=True) if node is not None]
-        axes = [{"n": 0} if name in _ALONG_N else {} for name in names]
+        axes = [{"n": 0} if name in ALONG_N else {} for name in names]
         slices = Slices([Root(node, axis) for node, axis in zip(there, axes, strict=True)], {"n": n}, feed)  # type: ignore[arg-type]
         count = max(2, MOST // (len(stacked) * rows * max(site.k, 1)))
         spans = spread(n, rows, count, slices.align("n")) if n * site.k > MOST // len(stacked) else [range(n)]
@@ -100,7 +99,7 @@ def _stacked(operands: Operands) -> list[Operands]:
     if not is_call(operands.codes, aten.cat.default):
         return [operands]
     count = len(operands.codes.args[0])  # type: ignore[attr-defined]
-    along = {name: node.args[0] for name in _ALONG_N if (node := getattr(operands, name)) is not None}
+    along = {name: node.args[0] for name in ALONG_N if (node := getattr(operands, name)) is not None}
     if any(not is_call(getattr(operands, name), aten.cat.default) or len(along[name]) != count for name in along):
         return [operands]
     return [operands._replace(**{name: nodes[index] for name, nodes in along.items()}) for index in range(count)]

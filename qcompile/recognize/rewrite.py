@@ -35,10 +35,8 @@ def raise_product(
         x, act_scale, act_zero = product.x, None, None
         if rounded is not None:
             x, act_scale, act_zero = _shaped_like(graph, rounded.source, product.x), rounded.scale, rounded.zero
-        node = graph.call_function(
-            quantized_linear,
-            (x, codes, scales, zeros, perm, bias, act_scale, act_zero, proposal.group, proposal.codebook, quant.spec),
-        )
+        static: dict[str, Any] = {"group": proposal.group, "codebook": proposal.codebook, "activation": quant.spec}
+        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, perm, bias, act_scale, act_zero), static)
         node.meta = dict(product.node.meta)
         return node, _replay(graph, product, node)
 

@@ -28,9 +28,8 @@ def operands(packed: tuple[Tensor, ...], site: Site) -> Operands:
 
 
 def call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    w = operands(packed, site)
     result: Tensor = operators.quantized_linear(
-        x, w.codes, w.scales, w.zeros, w.perm, w.bias, w.act_scale, w.act_zero, site.group, site.codebook, site.activation.spec
+        x, *operands(packed, site), group=site.group, codebook=site.codebook, activation=site.activation.spec
     )
     return result
 

@@ -1,5 +1,6 @@
 """Finds out which inputs of a captured graph are constants, and what they are called in the user's model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant
 from qcompile.torch_internals.names import Names
+
+_LOCAL = re.compile(r"^[lL]_(\w+?)_+$")  # how Dynamo calls what a local variable holds
 
 
 def dynamo_constants(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[int, Constant]:
@@ -39,12 +42,20 @@ def _is_constant(node: fx.Node, tensor: Tensor) -> bool:
 
 
 def aot_constants(graph: fx.Graph, gm: fx.GraphModule, outer: Mapping[int, Constant]) -> dict[fx.Node, Constant]:
-    """The same constants as inputs of the ATen graph that AOTAutograd made of `gm`; outer: those of gm's inputs, by number."""
+    """The same constants as inputs of the ATen graph that AOTAutograd made of `gm`; outer: those of gm's inputs, by number.
+
+    Every input gets its name in the model, for the graph's text.
+    """
     found: dict[fx.Node, Constant] = {}
+    given = list(gm.graph.find_nodes(op="placeholder"))
     for node in graph.find_nodes(op="placeholder"):
-        constant = resolve(node.meta.get("desc"), gm, outer)
+        desc = node.meta.get("desc")
+        constant = resolve(desc, gm, outer)
         if constant is not None:
             found[node] = constant
+            node.meta["input"] = constant.path
+        elif type(desc).__name__ == "PlainAOTInput":
+            node.meta["input"] = _LOCAL.sub(r"\1", str(given[desc.idx].target))
     return found
 
 
