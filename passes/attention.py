@@ -9,12 +9,13 @@ from qcompile.hardware import Platform, platform
 from qcompile.kernel import Reasons, unmet
 from qcompile.meaning import Verdict
 from qcompile.pipeline import Pass, State
-from qcompile.recognize.attention import Attention, find_attention, module_path, same_size
+from qcompile.recognize.attention import Attention, find_attention, same_size
 from qcompile.recognize.attention_proof import call, disproof, key_of, outer_inputs
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_attention
 from qcompile.targets.native_attention import DTYPES, NAME, most_queries
 from qcompile.targets.registry import against_options
+from qcompile.torch_internals import inputs
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,14 @@ def apply(state: State) -> None:
             _look(state, node, proven)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("attention at %s could not be read", node.name, exc_info=True)
-            _note(state, module_path(node), (f"could not be read: {type(error).__name__}: {error}",))
+            _note(state, inputs.module_path(node), (f"could not be read: {type(error).__name__}: {error}",))
 
 
 def _look(state: State, node: fx.Node, proven: dict[str, Verdict]) -> None:
     found = find_attention(node)
     if found is None:
         return
-    path = module_path(node)
+    path = inputs.module_path(node)
     if isinstance(found, str):
         _note(state, path, (found,))
         return

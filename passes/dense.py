@@ -14,11 +14,11 @@ from qcompile.kernel import Reasons, unmet
 from qcompile.meaning import Verdict, sqnr_db
 from qcompile.pipeline import Pass, State
 from qcompile.proofs.kernel import ACCEPT_DB
-from qcompile.recognize.attention import module_path
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import native_dense
 from qcompile.targets.native_dense import FEW_ROWS, NAME, call
 from qcompile.targets.registry import against_options
+from qcompile.torch_internals import inputs
 
 _MOST_WEIGHTS = 1 << 22  # that a product is tried on
 _BLOCK = 256  # a multiple of the outputs that threads are given together (kOutputs of csrc/cpu/binding_dense.cpp)
@@ -147,7 +147,7 @@ def _note(state: State, found: Dense, reasons: Reasons, sqnr: float | None = Non
     size = constant.tensor.nbytes
     state.others.append(
         SiteReport(
-            module=constant.path.rpartition(".")[0] or module_path(found.node),
+            module=constant.path.rpartition(".")[0] or inputs.module_path(found.node),
             format="dense",
             n=n,
             k=k,

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, fx
 
 from qcompile.errors import brief
+from qcompile.graph.fake import imitation, mode_of
 from qcompile.graph.nodes import value
 from qcompile.passes.fuse import without_kernel
 from qcompile.pipeline import Folded, GraphSite, Pass, State
@@ -102,11 +102,11 @@ def _input(state: State, folded: Folded) -> fx.Node:
 
 
 def _fake(state: State, tensor: Tensor) -> Tensor:
-    mode = next((mode for node in state.constants if (mode := getattr(value(node), "fake_mode", None)) is not None), None)
+    mode = mode_of(value(node) for node in state.constants)
     if mode is None:
         return tensor
-    with mode:  # not from_tensor: it takes ten times as long, for views, subclasses and symbolic sizes that are not here
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    with mode:
+        return imitation(tensor)
 
 
 def holds(state: State) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from qcompile.errors import brief
 from qcompile.graph.change import Change
+from qcompile.graph.fake import within
 from qcompile.graph.nodes import aten, value
 from qcompile.graph.walk import subgraph, through_views
 from qcompile.meaning import ALONG_N
@@ -132,10 +133,7 @@ def _cut(graph: fx.Graph, node: fx.Node, sizes: list[int]) -> Iterable[fx.Node]:
 
 
 def _wide(like: Tensor, n: int) -> Tensor:
-    mode = getattr(like, "fake_mode", None)
-    if mode is None:
-        return like.new_empty((*like.shape[:-1], n))
-    with mode:
+    with within([like]):
         return like.new_empty((*like.shape[:-1], n))
 
 

@@ -10,6 +10,7 @@ from torch.fx.node import map_arg
 
 from qcompile.errors import brief
 from qcompile.graph.change import Change
+from qcompile.graph.fake import within
 from qcompile.graph.nodes import aten, is_call, same_sizes, value
 from qcompile.graph.walk import constant_nodes, leaves_of
 from qcompile.pipeline import Pass, State
@@ -64,15 +65,12 @@ class _Emit:
 
     def __init__(self, graph: fx.Graph, like: Tensor) -> None:
         self.graph = graph
-        self.mode = getattr(like, "fake_mode", None)
+        self.like = like
 
     def __call__(self, target: Any, *args: Any) -> fx.Node:
         node = self.graph.call_function(target, args)
         fakes = map_arg(args, value)
-        if self.mode is not None:
-            with self.mode:
-                node.meta["val"] = target(*fakes)
-        else:
+        with within([self.like]):
             node.meta["val"] = target(*fakes)
         return node
 

@@ -19,6 +19,7 @@ from qcompile.recognize.rewrite import raise_product
 from qcompile.recognize.still_true import Recheck
 from qcompile.recognize.weight import Reader, Reading
 from qcompile.reporting.rows import SiteReport
+from qcompile.torch_internals import inputs
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,7 @@ def module_path(state: State, node: fx.Node, leaf: fx.Node | None) -> str:
     """The layer's path: where its packed weight lives, else the module the node was traced in."""
     if leaf is not None and leaf in state.paths:
         return state.paths[leaf].layer
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name
+    return inputs.module_path(node)
 
 
 def _raise(state: State, product: Product, reading: Reading, rounded: Rounded | None) -> None:

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo import config as dynamo_config
 
 from qcompile import versions
 from qcompile.backend import backend, compile_graph
 from qcompile.errors import KernelRefusedError
+from qcompile.graph.capture import dynamo_constants
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
@@ -20,8 +20,7 @@ from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, gathered
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets.registry import find, kernels
-from qcompile.torch_internals import names, recompiles, warm_up
-from qcompile.torch_internals.capture import dynamo_constants
+from qcompile.torch_internals import dynamo, names, recompiles, warm_up
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -80,9 +79,7 @@ def explain(
         return compile_graph(gm, example_inputs, settings, explained=rows)
 
     target = model.forward if isinstance(model, nn.Module) else model
-    # Past its limit Dynamo stops asking back ends, silently; every explanation is one more compilation of the same code.
-    limits = dynamo_config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
-    with limits, torch.no_grad():
+    with dynamo.unlimited(), torch.no_grad():
         torch.compile(target, backend=explaining)(*args, **kwargs)
     found = gathered(rows)
     return Report.of([*found, *(unseen.of_model(model, seen, found) if isinstance(model, nn.Module) else ())])

@@ -9,26 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.eval_frame import innermost_fn
-from torch._functorch import config as functorch_config
 
-from qcompile.errors import TRAINING_WARNING, UNREAD_WARNING, QCompileError
+from qcompile import versions
+from qcompile.errors import STRANGE_TORCH_WARNING, TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.frontends import notes
+from qcompile.graph.capture import dynamo_constants
 from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
 from qcompile.options import Options, resolve
 from qcompile.passes import choose
 from qcompile.recognize.weight import forget as forget_readings
 from qcompile.reporting import unseen
-from qcompile.reporting.report import Report, clear, emit_trace, record, retire
+from qcompile.reporting.report import Report, clear, note, record, retire
 from qcompile.reporting.rows import OTHER_FORMATS, SiteReport
-from qcompile.run import regions
+from qcompile.run import decompositions, regions
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
 from qcompile.run.first_calls import FirstCalls
-from qcompile.torch_internals import compilers, decompositions, recompiles, warm_up
-from qcompile.torch_internals.capture import dynamo_constants
+from qcompile.torch_internals import compilers, dynamo, recompiles
+from qcompile.torch_internals.aot import through_aot
+from qcompile.torch_internals.inductor import through_inductor
 from qcompile.torch_internals.names import compiled_callers, outermost
+from qcompile.torch_internals.private import missing
+from qcompile.torch_internals.trace import emit
 from qcompile.warning import warn
 from qcompile.weights.cache import STORE
 
@@ -36,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _numbers = count()
 _warned: set[str] = set()
-# Inductor's default for the least number of steps of a thread, and how many steps one thread does as fast as several.
-_INDUCTORS_CHUNK, _SMALL_LOOP = 512, 8192
 
 
 def backend(
@@ -69,8 +70,10 @@ def compile_graph(
     explained: list[SiteReport] | None = None,
 ) -> Callable[..., Any]:
     """The back end proper. With `explained`: decide, put the rows there, compile nothing, return results full of zeros."""
+    if lacking := missing(inductor=options.rest == "inductor"):
+        return _unchanged(gm, example_inputs, lacking, explained)
     if explained is None:
-        recompiles.watch()
+        recompiles.watch(_last_graph)
     if torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in example_inputs):
         _warn_once(TRAINING_WARNING)
         return _training(gm, example_inputs, mode)
@@ -87,8 +90,7 @@ def compile_graph(
     graph.model = outermost() or graph.number
     record(graph.rows, graph.model)
     call = graph.with_net(call)
-    # Dynamo keeps what is inside wrappers of its own.
-    weakref.finalize(innermost_fn(call), retire, graph.number).atexit = False
+    weakref.finalize(dynamo.innermost(call), retire, graph.number).atexit = False
     _say(graph)
     return call
 
@@ -113,12 +115,31 @@ def _training(gm: fx.GraphModule, inputs: Sequence[Any], mode: str | None) -> Ca
     try:
         if any(isinstance(item, Tensor) and item.device.type == "cpu" for item in inputs):
             compilers.look()  # the backward pass is compiled when it first runs, where nothing can be done any more
-        return _through_inductor(gm, inputs, mode)
+        return through_inductor(gm, inputs, mode)
     except Exception as error:
         if not compilers.failed(error):
             raise
         compilers.give_up(error)
         return gm.forward
+
+
+def _unchanged(
+    gm: fx.GraphModule, inputs: Sequence[Any], lacking: Sequence[str], explained: list[SiteReport] | None
+) -> Callable[..., Any]:
+    """The graph as torch compiles it by itself, because this torch lacks what our passes lean on."""
+    number = next(_numbers)
+    row = SiteReport(module=f"graph {number}", declined="; ".join(lacking), graph=number)
+    if explained is not None:
+        explained.append(row)
+        return gm.forward
+    record([row], number)
+    _warn_once(STRANGE_TORCH_WARNING, reasons="; ".join(lacking), way_out=versions.untried("torch"))
+    return dynamo.unchanged(gm, list(inputs))
+
+
+def _last_graph(text: str) -> None:
+    if note(text):
+        warn(f"qcompile: {text}")
 
 
 def _say(graph: "_Graph") -> None:
@@ -130,7 +151,7 @@ def _say(graph: "_Graph") -> None:
         try:
             given = Report.of(graph.rows)
             log.info("graph %d: %s", graph.number, given.summary)
-            emit_trace(given)
+            emit(given.to_json)
         except Exception:  # what is written about a graph must not stop it
             log.warning("graph %d: its report could not be written", graph.number, exc_info=True)
 
@@ -161,9 +182,9 @@ class _Graph:
         """Compile the graph in one piece."""
         one = self._compilation(self.gm, self.constants, Dump(self.options.dump, self.number))
         if self.options.rest == "eager" or self.explained:
-            call = _through_aot(self.gm, self.inputs, one.compile)
+            call = through_aot(self.gm, self.inputs, one.compile, decompositions.for_eager())
         else:
-            call = _through_inductor(self.gm, self.inputs, self.mode, one.compile)
+            call = through_inductor(self.gm, self.inputs, self.mode, one.compile, decompositions.for_inductor())
         self.rows = one.rows
         self.written = one.writes if one.repeatable else None
         return call
@@ -177,7 +198,7 @@ class _Graph:
         interpreted = self.options.rest == "eager" or any(isinstance(item, torch.SymInt) for item in self.inputs)
 
         def unchanged(args: Sequence[Any]) -> Callable[..., Any]:
-            return gm if interpreted else _through_inductor(gm, args, mode)
+            return gm if interpreted else through_inductor(gm, args, mode)
 
         net = FirstCalls(code, gm, self.written, unchanged, lambda what: record(_without_kernels(rows, what, number), model))
 
@@ -215,7 +236,7 @@ class _Graph:
 
         def compile_module(module: fx.GraphModule, inputs: list[Any], constants: dict[int, Constant], busy: set[int]) -> Any:
             one = self._compilation(module, constants, Dump(self.options.dump, self.number, next(places)), busy, hold=True)
-            wrapped = _through_inductor(module, inputs, self.mode, one.compile)
+            wrapped = through_inductor(module, inputs, self.mode, one.compile, decompositions.for_inductor())
             one.call = one.made if one.direct and one.made is not None else lambda box: wrapped(*box)
             return one
 
@@ -260,57 +281,6 @@ def _without_kernels(rows: Sequence[SiteReport], what: str, number: int) -> list
     if not Report.of(rows).sites:
         changed.append(SiteReport(module=f"graph {number}", declined=what, graph=number))
     return changed
-
-
-def _through_inductor(
-    gm: fx.GraphModule, inputs: Sequence[Any], mode: str | None, inner: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
-    """Compile with Inductor; `inner` stands in for its inner compiler."""
-    from torch._inductor import list_mode_options  # noqa: PLC0415 - Inductor is slow to import
-    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
-
-    patches = {**_few_threads_for_small_loops(), **(list_mode_options(mode) if mode is not None else {})}
-    if inner is None:
-        return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[return-value]
-    if any(isinstance(item, Tensor) and item.device.type == "cpu" for item in inputs):
-        warm_up.begin()
-
-    def compile_inner(aten_gm: fx.GraphModule, aten_inputs: Sequence[Any], **kwargs: Any) -> Any:
-        return inner(aten_gm, aten_inputs, kwargs)
-
-    # AOTAutograd's cache would answer for our graphs without asking us; Inductor's own cache works on the rewritten graph.
-    with functorch_config.patch(enable_autograd_cache=False):
-        return compile_fx(  # type: ignore[return-value]
-            gm, list(inputs), inner_compile=compile_inner, config_patches=patches, decompositions=decompositions.for_inductor()
-        )
-
-
-def _few_threads_for_small_loops() -> dict[str, Any]:
-    """Settings of Inductor under which a loop of fewer than 8192 steps stays on one thread.
-
-    A step of decoding has hundreds of such loops (norms, rotations, gates of one row). Each barrier between threads costs some
-    microseconds, the loop itself one, and a scheduler's tick where the processor is shared. A setting of the user's own is left.
-    """
-    from torch._inductor import config  # noqa: PLC0415 - Inductor is slow to import
-
-    if config.cpp.min_chunk_size != _INDUCTORS_CHUNK:
-        return {}
-    return {"cpp.min_chunk_size": max(_INDUCTORS_CHUNK, _SMALL_LOOP // max(torch.get_num_threads(), 1))}
-
-
-def _through_aot(gm: fx.GraphModule, inputs: Sequence[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with AOTAutograd alone; `inner` makes what runs the ATen graph."""
-    from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415
-
-    def compile_inner(aten_gm: fx.GraphModule, aten_inputs: Sequence[Any]) -> Any:
-        return inner(aten_gm, aten_inputs, {})
-
-    table = decompositions.for_eager()
-    with functorch_config.patch(enable_autograd_cache=False):
-        compiler = aot_autograd(
-            fw_compiler=compile_inner, inference_compiler=compile_inner, decompositions=table, keep_inference_input_mutations=True
-        )
-        return compiler(gm, list(inputs))
 
 
 def _warn_once(text: str, **filled: object) -> None:

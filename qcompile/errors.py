@@ -69,6 +69,10 @@ class UnsupportedVersionError(QCompileError, ImportError):
         super().__init__(sentence if error is None else f"{sentence} What fails with it: {type(error).__name__}: {error}")
 
 
+class MissingInternalError(QCompileError, RuntimeError):
+    """Something of torch's private side that this release of torch does not have was asked for."""
+
+
 class KernelRefusedError(QCompileError, ValueError):
     """A kernel asked for by name cannot take this weight or cannot run here."""
 
@@ -124,6 +128,10 @@ class GeneratedCodeError(AssertionError):
 
 
 NEEDED_VERSION = "{what} needs {library} {wanted}, got {found}. Run: pip install '{library}{wanted}'"
+MISSING_INTERNAL = "torch {version} has no {what}; without it {use}"
+STRANGE_TORCH_WARNING = (
+    "qcompile: this release of torch lacks what qcompile needs, so graphs go to Inductor unchanged: {reasons}. {way_out}"
+)
 UNTRIED_VERSION = "qcompile was tried with {library} {tried}, and this is {version}: {command}."
 
 TRAINING_WARNING = (

@@ -14,6 +14,7 @@ from torch import Tensor
 from qcompile.errors import ReleasedWeightError, UnknownNameError
 from qcompile.formats.layouts import LAYOUTS, Packing, Stored
 from qcompile.meaning import CODE_BOOKS, ActivationQuant, dequantize, row_pieces
+from qcompile.torch_internals.tensors import check
 
 # FRAGMENT, because the compiled library (qcompile/_C.so) adds operators to the same namespace.
 LIBRARY = torch.library.Library("qcompile", "FRAGMENT")
@@ -199,7 +200,7 @@ def _packed_linear_fake(
     x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, bias: Tensor | None, spec: str
 ) -> Tensor:
     structure = Structure.parse(spec)
-    torch._check(x.shape[-1] == structure.k, lambda: f"expected x of shape [..., {structure.k}], got {list(x.shape)}")
+    check(x.shape[-1] == structure.k, lambda: f"expected x of shape [..., {structure.k}], got {list(x.shape)}")
     return x.new_empty((*x.shape[:-1], structure.n))
 
 

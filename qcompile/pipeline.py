@@ -11,13 +11,13 @@ from torch import Tensor, fx
 from qcompile.errors import PassOrderError, QCompileError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint, named_arguments
+from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import evaluate
 from qcompile.hardware import Platform
 from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.reporting.rows import SiteReport
-from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from torch._dynamo.exc import BackendCompilerFailed
-
 from qcompile.cli.options import add_options
 from qcompile.errors import OptionError, QCompileError, UnknownNameError
+from qcompile.torch_internals.dynamo import BackendError
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_folder(given, arguments.folder)
     try:
         code: int = import_module(f"qcompile.cli.{arguments.command}_command").run(arguments)
-    except BackendCompilerFailed as error:
+    except BackendError as error:
         # Dynamo wraps what a back end raises; only our own errors are written for the reader of a command line.
         if not isinstance(error.inner_exception, QCompileError):
             raise

@@ -23,6 +23,7 @@ from qcompile.api import compile as compile_model
 from qcompile.cli.dense import make_dense
 from qcompile.cli.folder import example_inputs, load_model, text_config
 from qcompile.reporting.report import report
+from qcompile.torch_internals import dynamo
 
 WAYS = ("qcompile", "eager", "inductor")
 REPEATS = 5  # the best one counts: everything else that runs on the machine only adds to a time
@@ -104,7 +105,7 @@ def _load_libraries() -> None:
     model.compile(backend="inductor")
     with torch.inference_mode():
         _generate(model, torch.zeros((1, 2), dtype=torch.long, device="cpu"), 2)
-    torch._dynamo.reset()
+    dynamo.reset()
 
 
 def _generate(model: Any, ids: Tensor, count: int) -> list[float]:

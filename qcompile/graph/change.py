@@ -4,9 +4,9 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from qcompile.graph.nodes import lacks_value, value
+from qcompile.torch_internals.sizes import statically_known_true
 
 
 class BrokenChangeError(AssertionError):

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import optimization_hint, statically_known_true
+
+from qcompile.torch_internals.sizes import optimization_hint, statically_known_true
+from qcompile.torch_internals.tensors import OpOverload, storage_key, version
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -44,7 +46,7 @@ class Constant:
 
         The storage's own address rather than that of its memory, so that a weight stays itself when its memory is released.
         """
-        return id(self.tensor), self.tensor._version, self.tensor.untyped_storage()._cdata, self.tensor.storage_offset()
+        return id(self.tensor), version(self.tensor), storage_key(self.tensor), self.tensor.storage_offset()
 
 
 def is_released(tensor: Tensor) -> bool:
@@ -74,7 +76,7 @@ def is_pure(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return target is operator.getitem
 
@@ -90,7 +92,7 @@ def lacks_value(node: fx.Node) -> bool:
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an operator's call by name; those left out have their defaults."""
     target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
+    assert isinstance(target, OpOverload)
     schema = target._schema.arguments
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     given.update(zip((argument.name for argument in schema), node.args, strict=False))

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.axis import UNUSED, Axis, Needs, UnknownError
 from qcompile.graph.nodes import hint, named_arguments, value
+from qcompile.torch_internals.tensors import OpOverload
 
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 
@@ -18,7 +19,7 @@ Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
     """Which range of each argument a range of the node's result along `axis` needs; None if that is not known."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return _same(node, axis) if getattr(target, "__name__", "") == "getitem" and node.op == "call_function" else None
     name = target.overloadpacket.__name__
     rule = _reinterpret if target is torch.ops.aten.view.dtype else _RULES.get(name)
@@ -40,7 +41,7 @@ def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
 def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Sequence[int] | None) -> Any:
     """The call's value for a result of that shape: sizes that the call spells out are replaced."""
     target: Any = node.target
-    if shape is None or not isinstance(target, torch._ops.OpOverload):
+    if shape is None or not isinstance(target, OpOverload):
         return target(*args, **kwargs)
     if target is torch.ops.aten.view.dtype:
         return target(args[0].contiguous(), *args[1:], **kwargs)

@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 
 from qcompile.graph.nodes import aten, literal, named_arguments, value
 from qcompile.graph.walk import live_nodes, subgraph
+from qcompile.torch_internals.tensors import HigherOrderOperator, OpOverload
 
 
 def structural_key(roots: Sequence[fx.Node], stop: Sequence[fx.Node]) -> str:
@@ -25,7 +26,7 @@ def structural_key(roots: Sequence[fx.Node], stop: Sequence[fx.Node]) -> str:
         args, kwargs = map_arg((node.args, node.kwargs), lambda parent: _Text(number[parent]))
         number[node] = f"%{len(number)}"
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__qualname__", str(node.target))
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OpOverload):
             name = str(node.target)
         elif node.op == "get_attr":
             name = _content(literal(node))
@@ -154,13 +155,13 @@ class _Printer:
 
     def call(self, node: fx.Node) -> str:
         target: Any = node.target
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, OpOverload):
             return f"{_short(target)}({', '.join(self._operands(node, target))})"
         given = {**node.kwargs, **getattr(target, "settings", {})}
         parts = [self(arg) for arg in node.args] + [f"{key}={self(arg)}" for key, arg in given.items()]
         return f"{_function_name(node)}({', '.join(parts)})"
 
-    def _operands(self, node: fx.Node, target: torch._ops.OpOverload) -> Iterator[str]:
+    def _operands(self, node: fx.Node, target: Any) -> Iterator[str]:
         """By position up to the first that is left out; of our own operators only those that are always there."""
         ours = target.namespace == "qcompile"
         given, by_position = named_arguments(node), True
@@ -193,12 +194,12 @@ class _Printer:
             repr(str(arg))
             if isinstance(arg, torch.device)
             else _short(arg)
-            if isinstance(arg, torch._ops.OpOverload)
+            if isinstance(arg, OpOverload)
             else repr(arg)
         )
 
 
-def _short(target: torch._ops.OpOverload) -> str:
+def _short(target: Any) -> str:
     """`mm`, `add.Tensor`, `quantized_linear`; with its namespace if it is another one or ATen has an operator of the name, too."""
     name = str(target).removesuffix(".default")
     if target.namespace == "qcompile" and hasattr(aten, target.overloadpacket.__name__):
@@ -210,7 +211,7 @@ def _function_name(node: fx.Node) -> str:
     target: Any = node.target
     if node.op != "call_function":
         return f"{node.op} {target}"
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return f"higher_order.{target.name()}"
     module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", str(target))
     return str(getattr(target, "display_name", "")) or f"{module.lstrip('_')}.{name}"

@@ -8,11 +8,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-import torch
-
 from qcompile import versions
 from qcompile.hardware.model import Library, Platform
 from qcompile.hardware.quiet import without_their_messages
+from qcompile.torch_internals.tensors import has_operators
 
 LIBRARIES = ("zentorch", "vllm", "vllm_xpu_kernels")
 
@@ -85,12 +84,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def registered(namespace: str) -> bool:
-    """Whether any operator of a namespace is registered (the library's extension is loaded)."""
-    core: Any = torch._C  # pyright: ignore[reportPrivateUsage] - torch has no public list of operators
-    return any(name.startswith(f"{namespace}::") for name in core._dispatch_get_all_op_names())
-
-
 @cache
 def find(where: Platform, name: str) -> Library:
     """The state of one library on this machine."""
@@ -108,7 +101,7 @@ def _zentorch(where: Platform) -> Library:
 
 def _vllm(where: Platform) -> Library:
     """vLLM is never imported from here: it takes seconds and sets up a whole engine."""
-    if "vllm" in sys.modules and (registered("_rocm_C") or registered("_C")):
+    if "vllm" in sys.modules and (has_operators("_rocm_C") or has_operators("_C")):
         return Library("vllm", "present", versions.installed("vllm"))
     return Library("vllm", "absent", detail="vLLM's operators are used only if the program itself has imported vLLM")
 
@@ -117,7 +110,7 @@ def _vllm_xpu_kernels(where: Platform) -> Library:
     name, hint = "vllm_xpu_kernels", "pip install vllm-xpu-kernels"
     if not where.gpu("xpu"):
         return Library(name, "ineligible", detail="vllm-xpu-kernels needs an Intel XPU, none was found")
-    if not registered("_xpu_C"):
+    if not has_operators("_xpu_C"):
         for module in (name, f"{name}._xpu_C"):
             found = load(module, import_quietly, hint)
             if not found.present:

@@ -33,13 +33,13 @@ from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.slices import Root, Slices, pieces
+from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS, evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
 from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
 from qcompile.recognize.products import CASTS, Product
-from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.recipe import Recipe
 
 # Weights of more elements are compared in strips of about so many: a strip's intermediate results stay in the cache.

@@ -264,9 +264,3 @@ def _mask(after: list[fx.Node], scores: fx.Node) -> fx.Node | str | None:
     if len(others) > 1:
         return "its scores meet more than one other tensor"
     return next(iter(others), None)
-
-
-def module_path(node: fx.Node) -> str:
-    """The module that the node was traced in, as a path in the user's model."""
-    stack = node.meta.get("nn_module_stack")
-    return str(list(stack.values())[-1][0]).removeprefix("L['self'].") if stack else node.name

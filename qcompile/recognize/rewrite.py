@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
+from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS
 from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.operators import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, Product
 from qcompile.recognize.weight import Reading
-from qcompile.torch_internals.tracing import Emitter
 
 
 def raise_product(

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.walk import VIEWS, constant_nodes
 from qcompile.recognize.products import CASTS, low_bit_leaves
 from qcompile.reporting.rows import SiteReport
+from qcompile.torch_internals.tensors import HigherOrderOperator, OpOverload
 
 # Operators that multiply a weight, or look it up, and the position of the weight among their arguments.
 _WEIGHT_AT = {
@@ -116,7 +116,7 @@ def _sentence(user: fx.Node, operand: fx.Node, leaf: fx.Node) -> str:
     operator = f"{namespace}::{name}" if namespace else name
     if namespace not in _OWN:
         # Of an operator that is called through another one, the first argument is a function.
-        inner = next((item for item in user.args if isinstance(item, torch._ops.OpOverload)), None)
+        inner = next((item for item in user.args if isinstance(item, OpOverload)), None)
         if inner is None and namespace == "":
             return f"it is used inside {operator} (a branch, or the body of a loop), where linears are not rewritten"
         called = operator if inner is None else f"{operator}({inner})"
@@ -138,9 +138,9 @@ def _sentence(user: fx.Node, operand: fx.Node, leaf: fx.Node) -> str:
 
 def _name(target: Any) -> tuple[str | None, str]:
     """(namespace, name) of an operator; the namespace is "" for one of a higher order, None for what is none."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target.namespace, target._schema.name.split("::")[1]
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return "", target.name()
     return None, ""
 

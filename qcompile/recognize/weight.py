@@ -21,6 +21,7 @@ from qcompile.recognize.narrowing import centred, four_bits, in_order
 from qcompile.recognize.products import Product, low_bit_leaves
 from qcompile.recognize.readers import proposals
 from qcompile.recognize.unread import GENERAL
+from qcompile.torch_internals.tensors import OpOverload
 from qcompile.weights.freshness import Leaves
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
@@ -183,7 +184,7 @@ class Reader:
         while is_call(root, torch.ops.aten.permute.default) and root.args[1] == [1, 0]:
             root = root.args[0]
         inner = subgraph([root], self.constants)
-        if len(inner) == 1 and isinstance(root.target, torch._ops.OpOverload):
+        if len(inner) == 1 and isinstance(root.target, OpOverload):
             names = [argument.name for argument in root.target._schema.arguments]
             given = {**dict(zip(names, root.args, strict=False)), **root.kwargs}
             index = {leaf: LeafIndex(number) for number, leaf in enumerate(leaves)}

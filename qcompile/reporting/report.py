@@ -195,10 +195,3 @@ def combined(reports: Iterable[Report]) -> Report:
     return Report.of(
         (row for each in given for row in (*each.sites, *each.others)), (text for each in given for text in each.notes)
     )
-
-
-def emit_trace(given: Report) -> None:
-    """Write the report as a structured artifact under TORCH_TRACE, where tlparse shows it; free when no trace is asked for."""
-    from torch._logging._internal import trace_structured_artifact  # noqa: PLC0415 - so that reports need no torch
-
-    trace_structured_artifact("qcompile_report", "json", given.to_json)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from qcompile.graph.nodes import LOW_BIT
 from qcompile.reporting.report import look_too
 from qcompile.reporting.rows import SiteReport
-from qcompile.torch_internals.names import parts_of, path_without_wrappers, unwrapped
+from qcompile.torch_internals.names import path_without_wrappers, unwrapped
+from qcompile.torch_internals.tensors import parts_of
 
 # Types whose values are quantized weights or their scales; the others also hold pictures, tables and masks.
 _ONLY_WEIGHTS = frozenset(kind for kind in LOW_BIT if str(kind).startswith(("torch.float", "torch.uint1", "torch.uint2")))

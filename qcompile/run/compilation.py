@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext
-from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompile.errors import QCompileError, brief
+from qcompile.graph.capture import aot_constants, number_of, resolve
 from qcompile.graph.nodes import Constant, hint, value
+from qcompile.graph.tracing import Emitter
 from qcompile.hardware import platform
 from qcompile.meaning import Verdict
 from qcompile.options import Options
@@ -23,14 +23,17 @@ from qcompile.recognize import unexplained
 from qcompile.reporting import unseen
 from qcompile.reporting.report import record
 from qcompile.reporting.rows import SiteReport
+from qcompile.run import decompositions
 from qcompile.run.dump import Dump
 from qcompile.run.rewrite import rewrite
 from qcompile.run.runner import Packed, Runner
-from qcompile.torch_internals import compilers, decompositions, warm_up
+from qcompile.torch_internals import compilers
+from qcompile.torch_internals.aot import metadata
 from qcompile.torch_internals.aot_wrapper import Duties, duties
-from qcompile.torch_internals.capture import aot_constants, number_of, resolve
+from qcompile.torch_internals.inductor import inner_compiler
+from qcompile.torch_internals.inputs import PlainInput, description
 from qcompile.torch_internals.names import Place, places_now
-from qcompile.torch_internals.tracing import Emitter
+from qcompile.torch_internals.tensors import without_modes
 from qcompile.weights.release import releasable
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ class Compilation:
 
     def constants(self, given: Mapping[int, Constant]) -> list[Constant]:
         """The constants that something was folded from, looked up among these inputs of gm."""
-        found = [resolve(description, self.gm, given) for description in self._descriptions]
+        found = [resolve(item, self.gm, given) for item in self._descriptions]
         return [item for item in found if item is not None]
 
     def adopt(self, given: Mapping[int, Constant]) -> str:
@@ -104,7 +107,7 @@ class Compilation:
         leaves = self.constants(given)
         if len(leaves) != len(self._descriptions):
             return "an input of it is no constant"
-        with _disable_current_modes(), torch.no_grad():
+        with without_modes(), torch.no_grad():
             try:
                 return self._packer.adopt(leaves)
             except Exception as error:  # it gets code of its own, where the report tells what is wrong
@@ -119,8 +122,7 @@ class Compilation:
 
     def _look_around(self, gm: fx.GraphModule) -> None:
         """What AOTAutograd does around the graph: which inputs are written to, and whether its wrapper may be left out."""
-        context = TracingContext.try_get()
-        meta: Any = None if context is None else context.fw_metadata
+        meta = metadata()
         if meta is None:
             return
         self.writes = [number for number, info in enumerate(meta.input_info) if info.mutates_data or info.mutates_metadata]
@@ -130,8 +132,8 @@ class Compilation:
         changes_more = bool(meta.tokens) or any(info.mutates_metadata for info in meta.input_info)
         self.repeatable = not changes_more and len(meta.input_info) <= given
         placeholders = list(gm.graph.find_nodes(op="placeholder"))
-        graph_inputs = [number_of(node.meta.get("desc")) for node in placeholders]
-        plain = all(type(node.meta.get("desc")).__name__ == "PlainAOTInput" for node in placeholders)
+        graph_inputs = [number_of(description(node)) for node in placeholders]
+        plain = all(isinstance(description(node), PlainInput) for node in placeholders)
         outputs = next(iter(gm.graph.find_nodes(op="output"))).args[0]
         if not plain or graph_inputs != list(range(len(meta.input_info))) or len(outputs) != len(meta.output_info):
             return
@@ -159,7 +161,7 @@ class Compilation:
 
         try:
             # Tracing is still going on around us: without this, constants' values could not be computed.
-            with _disable_current_modes(), torch.no_grad():
+            with without_modes(), torch.no_grad():
                 done = rewrite(PIPELINE, gm, pristine_gm.graph, start, self.dump.observe)
             rewritten = bool(done.folded) or any(row.kernel for row in done.others)
             runner = self._made_runner(done, pristine_gm, position, inputs, kwargs) if rewritten else None
@@ -228,7 +230,7 @@ class Compilation:
             free = {
                 node
                 for node in raw
-                if not node.users and releasable(captured[position[node]]) and number_of(node.meta.get("desc")) not in self.busy
+                if not node.users and releasable(captured[position[node]]) and number_of(description(node)) not in self.busy
             }
             if len(free) < len(raw):
                 log.info(
@@ -236,7 +238,7 @@ class Compilation:
                 )
         rows = [row for site in state.sites for row in site.rows()]
         watched = {node: position[node] for node in raw}
-        self._descriptions = [node.meta.get("desc") for node in raw]
+        self._descriptions = [description(node) for node in raw]
         self.folded = [number for item in self._descriptions if (number := number_of(item)) is not None]
         again = partial(_served_too, rows, [id(state.constants[node].tensor) for node in raw], self.number, self.also)
         runner = Runner(compiled, kept, packed, watched, _boxed(pristine), free, again)
@@ -249,12 +251,8 @@ class Compilation:
             return _zeros(gm)
         if self._is_eager(kwargs):
             return _boxed(gm)
-        from torch._inductor.compile_fx import compile_fx_inner  # noqa: PLC0415 - Inductor is slow to import
-
-        warm_up.finish()
         # Part of the key of Inductor's cache on disk: a table has no stable key, a function's name is one.
-        settings: dict[str, Any] = {**kwargs, "get_decomp_fn": decompositions.for_inductor}
-        return compile_fx_inner(gm, inputs, **settings)
+        return inner_compiler(gm, inputs, {**kwargs, "get_decomp_fn": decompositions.for_inductor})
 
 
 def _unfinished(_: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from qcompile.graph.nodes import is_released
 log = logging.getLogger(__name__)
 
 # The first call goes through Inductor's bookkeeping, the second one is the first that does not
-# (qcompile.torch_internals.bookkeeping).
+# (qcompile.torch_internals.inductor).
 _CALLS = 2
 # Copies of what the graph writes to may take this many bytes. They live for a call, at a time when compiling has just taken more.
 _MOST_BYTES = 256 << 20

@@ -15,7 +15,7 @@ from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released
 from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
-from qcompile.torch_internals.bookkeeping import without_bookkeeping
+from qcompile.torch_internals.inductor import without_bookkeeping
 from qcompile.weights.cache import STORE
 from qcompile.weights.freshness import Watch
 from qcompile.weights.recipe import Recipe

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from qcompile.errors import MissingOperatorError
 from qcompile.operators import LIBRARY
+from qcompile.torch_internals.sizes import statically_known_true
+from qcompile.torch_internals.tensors import can_be_traced
 
 Operator = Any  # torch._ops.OpOverload: torch keeps the class, and most of what is asked of it, private and unannotated
 _library: Any = torch.library
@@ -85,16 +86,14 @@ def stand_in(op: Foreign) -> Operator:
 @cache
 def with_fake(op: Operator, fake: Callable[..., Tensor]) -> Operator:
     """The operator, after giving it a fake kernel if its library registered none (torch cannot trace it otherwise)."""
-    core: Any = torch._C  # pyright: ignore[reportPrivateUsage] - torch has no public question for this
-    keys = ("Meta", "CompositeImplicitAutograd", "CompositeExplicitAutograd")
-    if not any(core._dispatch_has_kernel_for_dispatch_key(op.name(), key) for key in keys):
+    if not can_be_traced(op):
         _library.register_fake(op, fake)
     return op
 
 
 def no_rows(x: Tensor) -> bool:
     """Whether x is known to be empty while tracing; adds no guard (a dynamic size is at least 2 by Dynamo's own rule)."""
-    return statically_known_true(x.numel() == 0)
+    return bool(statically_known_true(x.numel() == 0))
 
 
 def empty_output(x: Tensor, n: int) -> Tensor:

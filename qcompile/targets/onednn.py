@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
 from qcompile.errors import WeightError
 from qcompile.operators import LIBRARY
 from qcompile.targets.binding import schema_objections
+from qcompile.torch_internals.tensors import without_modes
 from qcompile.weights.memory import Region
 
 QLINEAR_ARGUMENTS = (
@@ -41,7 +41,7 @@ def objections() -> tuple[str, ...]:
             return (f"this torch has no operator {namespace}::{name} (built without oneDNN?)",)
     if wrong := schema_objections(namespaces.onednn.qlinear_pointwise.default._schema, QLINEAR_ARGUMENTS):
         return wrong
-    with _disable_current_modes():
+    with without_modes():
         return () if _exact() else ("oneDNN's uint8 x int8 product saturates on this processor (no VNNI): wrong results",)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage] - no public way
 
 from qcompile.hardware.quiet import without_their_messages
 from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.operators import LIBRARY
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
+from qcompile.torch_internals.tensors import without_modes
 from qcompile.weights.memory import forget
 
 LARGEST_K = 2048
@@ -112,7 +112,7 @@ def works() -> bool:
 
     if QLINEAR.reasons():
         return False
-    with _disable_current_modes(), without_their_messages():
+    with without_modes(), without_their_messages():
         return all(_right(n, LARGEST_K, m, QLINEAR, QLINEAR_ROUNDING) for n in (33, 1088) for m in (1, 5))
 
 

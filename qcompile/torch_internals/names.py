@@ -15,9 +15,13 @@ from types import FrameType
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._dynamo.eval_frame import OptimizedModule
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from qcompile.torch_internals import inputs
+from qcompile.torch_internals.dynamo import OptimizedModule
+from qcompile.torch_internals.private import private
+from qcompile.torch_internals.tensors import parts_of
+
+_Translator = private("torch._dynamo.symbolic_convert.InstructionTranslator", "layers have less exact names", essential=False)
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +112,7 @@ class Names:
 
     def rename_modules(self, graph: fx.Graph) -> None:
         """Say where in the model each operator was traced, too."""
-        for node in graph.nodes:
-            stack = node.meta.get("nn_module_stack")
-            if stack:
-                node.meta["nn_module_stack"] = {key: self._renamed(key, entry) for key, entry in stack.items()}
+        inputs.rename_modules(graph, self._renamed)
 
     def _renamed(self, key: str, entry: Any) -> Any:
         names = [paths[int(key)] for paths in self.inside.values() if str(key).isdigit() and int(key) in paths]
@@ -119,7 +120,7 @@ class Names:
 
     def _found(self, node: fx.Node) -> tuple[Place, nn.Module | None, str]:
         """(where a graph input is, the model it belongs to, what the code calls that model)"""
-        source = getattr(node.meta.get("grapharg"), "source", None)
+        source = inputs.source_of(node)
         text = _text(source)
         way = list(self._way(source))
         chain = [(place, unwrapped(value)) for place, value in way if isinstance(value, nn.Module)]
@@ -173,16 +174,6 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
                 yield Place(_joined(path, name, part), path), inner
 
 
-def parts_of(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a tensor of a subclass consists of, all the way down."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            inner = getattr(tensor, name, None)
-            if isinstance(inner, Tensor):
-                yield name, inner
-                yield from ((f"{name}.{part}", item) for part, item in parts_of(inner))
-
-
 def places_now() -> dict[int, Place]:
     """Tensor (by id) -> its place, for the models that qcompile was given and those whose call led here."""
     found: dict[int, Place] = {}
@@ -224,7 +215,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def _scope() -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Global and local variables as Dynamo's sources name them: G[...] and L[...]."""
     try:
-        output = InstructionTranslator.current_tx().output
+        output = _Translator.current_tx().output
         return {**output.global_scope, "G": output.global_scope}, {"L": output.local_scope, "G": output.global_scope}
     except Exception:  # no compilation of Dynamo's, or one of another make
         log.debug("no variables to look modules up in", exc_info=True)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from qcompile.graph.nodes import Constant, is_released
+from qcompile.torch_internals.tensors import storage_address, storage_key
 from qcompile.weights.disk_cache import discard, reset
 from qcompile.weights.freshness import Leaves
 from qcompile.weights.recipe import Recipe
@@ -71,19 +72,19 @@ class Store:
 
     def _others(self, leaf: Tensor, key: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Keys of results for other contents of the same weights, over this leaf's storage."""
-        known = self._of_storage.get(leaf.untyped_storage()._cdata, ())
+        known = self._of_storage.get(storage_key(leaf), ())
         return [k for k in known if k[0] == key[0] and k[1] == key[1] and k != key and _same_leaves(k, key)]
 
     def _watch(self, leaf: Tensor, key: tuple[Any, ...]) -> None:
         storage = leaf.untyped_storage()
-        if storage._cdata not in self._of_storage:
-            self._of_storage[storage._cdata] = set()
-            weakref.finalize(storage, self._forget, storage._cdata).atexit = False
+        if storage_address(storage) not in self._of_storage:
+            self._of_storage[storage_address(storage)] = set()
+            weakref.finalize(storage, self._forget, storage_address(storage)).atexit = False
         # Results for an older content of the same weight will not be asked for again.
         for other in self._others(leaf, key):
             self._entries.pop(other, None)
-            self._of_storage[storage._cdata].discard(other)
-        self._of_storage[storage._cdata].add(key)
+            self._of_storage[storage_address(storage)].discard(other)
+        self._of_storage[storage_address(storage)].add(key)
 
     def _forget(self, storage: int) -> None:
         with self._lock:

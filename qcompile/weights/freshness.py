@@ -8,7 +8,6 @@ stretch of an eighth of a weight is noticed however it is done; a change of sing
 Only storages are referred to weakly, never tensors: torch.utils.swap_tensors refuses a tensor that has a weak reference.
 """
 
-import operator
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from qcompile.graph.nodes import Constant, is_released
+from qcompile.torch_internals.tensors import version
 from qcompile.weights.samples import Samples, content
-
-_version = operator.attrgetter("_version")
 
 
 class Leaves:
@@ -70,14 +68,14 @@ class Watch:
             gone()
 
         self.storages = [weakref.ref(tensor.untyped_storage(), dead) for tensor in raw]
-        self.versions = list(map(_version, raw))
+        self.versions = list(map(version, raw))
         self.addresses = list(map(Tensor.data_ptr, raw))
         self.samples = Samples(raw)
 
     def unchanged(self, raw: Sequence[Tensor]) -> bool:
         """Whether the weights are what they were. Runs on every call: about 0.3 microseconds for each weight (bench/guards.py)."""
         return (
-            list(map(_version, raw)) == self.versions
+            list(map(version, raw)) == self.versions
             and list(map(Tensor.data_ptr, raw)) == self.addresses
             and self.alive  # so the memory is there: all storages live, each at its address
             and self.samples.same()
@@ -87,7 +85,7 @@ class Watch:
         """Which weights changed. One whose content changed behind its version counter's back gets a higher version."""
         result: list[bool] = []
         for index, tensor in enumerate(raw):
-            same = tensor._version == self.versions[index] and self.storages[index]() is tensor.untyped_storage()
+            same = version(tensor) == self.versions[index] and self.storages[index]() is tensor.untyped_storage()
             if same and not is_released(tensor):
                 same = tensor.data_ptr() == self.addresses[index]
                 if same and content(tensor) != self.samples.before[index]:

@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released, is_size, literal
 from qcompile.graph.text import structural_key
+from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands
-from qcompile.torch_internals.tracing import Emitter
 from qcompile.weights.disk_cache import Shelf
 from qcompile.weights.memory import page_out, retired, trim
 from qcompile.weights.strips import in_strips, is_foreign, is_large_matrix

@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.nodes import value
 from qcompile.graph.slices import Root, Slices, pieces
+from qcompile.torch_internals.tensors import OpOverload
 
 _LARGE, _STRIP = 1 << 22, 1 << 19  # elements
 
@@ -14,7 +15,7 @@ _LARGE, _STRIP = 1 << 22, 1 << 19  # elements
 def is_foreign(node: fx.Node) -> bool:
     """Whether an operator that packs for a kernel stands here, ours or another library's, which takes its arguments whole."""
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and (
+    return isinstance(target, OpOverload) and (
         target.namespace not in {"aten", "prims", "prim"} or target._schema.name.startswith("aten::_convert_weight_to_")
     )
 

@@ -18,9 +18,9 @@ from qcompile.graph.nodes import Constant
 from qcompile.options import resolve
 from qcompile.reporting.report import report
 from qcompile.reporting.rows import SiteReport
+from qcompile.run import decompositions
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
-from qcompile.torch_internals import decompositions
 
 OPTIONS: dict[str, Any] = {"rest": "eager", "measure": False}
 WINDOWS = 3  # how many parts of the identity are tried

@@ -217,9 +217,10 @@ def test_rich_table_shows_kernels_and_reasons(width: int) -> None:
 
 TRACE = """
 from qcompile.reporting.rows import SiteReport
-from qcompile.reporting.report import emit_trace, record, report
+from qcompile.reporting.report import record, report
+from qcompile.torch_internals.trace import emit
 record([SiteReport(module="model.fc", kernel="zentorch.woq_linear", bits=4, group=32, n=8, k=32)])
-emit_trace(report())
+emit(report().to_json)
 """
 
 

@@ -11,8 +11,9 @@ from torch._guards import TracingContext, tracing
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qcompile.run.regions import Plan, SplitError, build, plan
-from qcompile.run.regions.repeats import LEAST_SAVED, example, find_repeats, signature
+from qcompile.run.regions.repeats import LEAST_SAVED, find_repeats, signature
 from qcompile.run.regions.stitch import Step, source
+from qcompile.torch_internals.inputs import example
 
 K = 8
 OPS = 12  # element-wise calls of a layer, so that a few layers are worth it

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
-from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompile.graph.capture import aot_constants, dynamo_constants
 from qcompile.graph.text import to_text
 from qcompile.hardware import platform
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, run
-from qcompile.torch_internals import decompositions
-from qcompile.torch_internals.capture import aot_constants, dynamo_constants
+from qcompile.run import decompositions
+from qcompile.torch_internals.tensors import without_modes
 
 ACCEPT = "QCOMPILE_ACCEPT"  # set to 1: tests write the golden texts instead of comparing with them
 
@@ -48,7 +48,7 @@ def with_state(
             chosen = options or Options()
             state = State(aten, chosen, platform(chosen.platform), paths=aot_constants(aten.graph, gm, outer))
             state.fuel = chosen.fuel
-            with _disable_current_modes(), torch.no_grad():
+            with without_modes(), torch.no_grad():
                 work(state)
             found.append(state)
             return lambda args: [torch.zeros(())] * 8

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qcompile.torch_internals import decompositions
+from qcompile.run import decompositions
 
 
 def traced(function: Callable[..., Any], *inputs: Tensor, inductor: bool = False) -> fx.Graph:

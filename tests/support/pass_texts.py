@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
-from torch.utils._python_dispatch import _disable_current_modes
 
+from qcompile.graph.capture import aot_constants, dynamo_constants
 from qcompile.graph.text import to_text
 from qcompile.hardware import platform
 from qcompile.options import Options
 from qcompile.passes import PIPELINE
 from qcompile.pipeline import State, run
-from qcompile.torch_internals import decompositions
-from qcompile.torch_internals.capture import aot_constants, dynamo_constants
+from qcompile.run import decompositions
+from qcompile.torch_internals.tensors import without_modes
 
 
 def state_after(name: str | None, model: Callable[..., Any], *args: Tensor, **options: Any) -> tuple[State, str, str]:
@@ -30,7 +30,7 @@ def state_after(name: str | None, model: Callable[..., Any], *args: Tensor, **op
             settings = Options(**options)
             state = State(aten, settings, platform(settings.platform), paths=aot_constants(aten.graph, gm, outer))
             state.fuel = settings.fuel
-            with _disable_current_modes(), torch.no_grad():
+            with without_modes(), torch.no_grad():
                 run(PIPELINE[: max(last - 1, 0)], state)
                 before = to_text(state.graph)
                 run(PIPELINE[max(last - 1, 0) : last], state)

@@ -125,7 +125,7 @@ class Spied:
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
     """Whether regions are called without the wrapper, and whether gradients are on while their code runs."""
-    from qcompile.torch_internals.bookkeeping import without_bookkeeping as original  # noqa: PLC0415
+    from qcompile.torch_internals.inductor import without_bookkeeping as original  # noqa: PLC0415
 
     found = Spied([], [])
 

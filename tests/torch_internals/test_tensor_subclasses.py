@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qcompile
-from qcompile.torch_internals import names
+from qcompile.torch_internals import tensors
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -51,5 +51,5 @@ def test_a_part_of_the_graph_that_keeps_them_is_mentioned() -> None:
 
 def test_parts_of_a_subclass_are_found() -> None:
     weight = int8_rows.Int8Rows.of(torch.randn(4, 8))
-    assert [(name, part is getattr(weight, name)) for name, part in names.parts_of(weight)] == [("codes", True), ("scale", True)]
-    assert list(names.parts_of(torch.randn(2))) == []
+    assert [(name, part is getattr(weight, name)) for name, part in tensors.parts_of(weight)] == [("codes", True), ("scale", True)]
+    assert list(tensors.parts_of(torch.randn(2))) == []

@@ -7,19 +7,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext
-from torch._subclasses.fake_tensor import FakeTensor
 
 from qcompile.errors import UnservedError
+from qcompile.graph import fake
 from qcompile.graph.nodes import Constant
 from qcompile.reporting.rows import SiteReport
 from qcompile.run.regions.cut import Part, Plan
 from qcompile.run.regions.renaming import Renaming
-from qcompile.run.regions.repeats import example
 from qcompile.run.regions.stitch import Compiled, stitch
-from qcompile.torch_internals.names import parts_of
+from qcompile.torch_internals.aot import mode_of_this_compilation
+from qcompile.torch_internals.inputs import example
+from qcompile.torch_internals.tensors import parts_of, storage_key
 
 log = logging.getLogger(__name__)
 
@@ -202,14 +201,13 @@ def _imitation(item: Any) -> Any:
     """A fake tensor of these sizes, strides and dtype in the mode that this compilation traces with."""
     if not isinstance(item, Tensor):
         return item
-    if type(item) is not FakeTensor:
+    if not fake.is_fake(item):
         raise SplitError(f"a {type(item).__name__} would cross from one region into another")
-    mode = TracingContext.get().fake_mode or item.fake_mode
-    with mode:
-        return torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device=item.device)
+    with mode_of_this_compilation() or fake.mode_of([item]):
+        return fake.imitation(item)
 
 
 def _same_memory(left: fx.Node, right: fx.Node) -> bool:
     one, other = example(left), example(right)
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return both and storage_key(one) == storage_key(other)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from qcompile.run.regions.repeats import Repeat, arguments, example, find_repeats, signature
+from qcompile.run.regions.repeats import Repeat, arguments, find_repeats, signature
+from qcompile.torch_internals.inputs import example, is_static
+from qcompile.torch_internals.sizes import free_symbols, free_unbacked_symbols
+from qcompile.torch_internals.tensors import inner_tensors
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +74,16 @@ def _of_input(node: fx.Node, item: Any) -> Any:
     """What compiled code assumes of an input of the graph, beside its looks: what kind of tensor it is, what it consists of."""
     if not isinstance(item, Tensor):
         return signature(example(node))
-    fixed = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type")
     flags = (item.requires_grad, item.is_inference(), item.is_conj(), item.is_neg(), str(item.layout))
-    return signature(example(node)), type(item), fixed, flags, _inside(item)
+    return signature(example(node)), type(item), is_static(node), flags, _inside(item)
 
 
 def _inside(item: Tensor) -> Any:
     """The parts of a tensor subclass; its own description of them has to be equal, too."""
-    if not is_traceable_wrapper_subclass(item):
+    parts, context = inner_tensors(item)
+    if not parts and context is None:
         return None
-    names, context = item.__tensor_flatten__()
-    parts = [getattr(item, name) for name in names]
-    return repr(context), [(name, type(part), signature(part), _inside(part)) for name, part in zip(names, parts, strict=True)]
+    return repr(context), [(name, type(part), signature(part), _inside(part)) for name, part in parts.items()]
 
 
 class _Cutter:

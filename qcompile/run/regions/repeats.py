@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from qcompile.torch_internals.inputs import example
+from qcompile.torch_internals.tensors import OpOverload
+
 # Below this many nodes saved, one more entry into compiled code per step is not worth it.
 LEAST_SAVED = 40
 # Equal operators may have other edges; then the next best period is looked at, up to this many.
@@ -57,11 +60,6 @@ def find_repeats(nodes: Sequence[fx.Node], looks: Callable[[fx.Node], Any]) -> l
             found.append(repeat)
             open_ranges += [(low, repeat.start), (repeat.stop, high)]
     return sorted(found)
-
-
-def example(node: fx.Node) -> Any:
-    """The fake value that Dynamo (or, in an ATen graph, AOTAutograd) noted for a node."""
-    return node.meta.get("example_value", node.meta.get("val"))
 
 
 def signature(item: Any) -> Any:
@@ -129,7 +127,7 @@ def _well_cut(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repea
 
 def _is_product(node: fx.Node) -> bool:
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         name = target.overloadpacket.__name__
         return name in _PRODUCTS or name.startswith("_scaled_dot_product")
     return (target if isinstance(target, str) else getattr(target, "__name__", "")) in _PRODUCTS

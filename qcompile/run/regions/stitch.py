@@ -18,7 +18,7 @@ from qcompile.run.regions.cut import Part, Plan
 from qcompile.run.regions.defined import undefined
 from qcompile.run.runner import Runner
 from qcompile.torch_internals.aot_wrapper import Duties, mark_dynamic, without_gradients
-from qcompile.torch_internals.bookkeeping import without_bookkeeping
+from qcompile.torch_internals.inductor import without_bookkeeping
 from qcompile.weights.freshness import Watch
 
 Boxed = Callable[[list[Any]], Sequence[Any]]

@@ -1,15 +1,19 @@
 """Turns Python functions on tensors into graph nodes: traced once on fake tensors, copied to every place that needs them."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from qcompile.graph.fake import imitation, within
 from qcompile.graph.nodes import literal, value
+from qcompile.torch_internals.private import private
+
+_make_fx = private(
+    "torch.fx.experimental.proxy_tensor.make_fx", "nothing can be traced", takes=["decomposition_table", "tracing_mode"]
+)
 
 
 class Emitter:
@@ -41,11 +45,11 @@ class Emitter:
         return _inline(graph, self._traced[full], given)
 
     def _trace(self, function: Callable[..., Any], fakes: Sequence[Tensor]) -> fx.GraphModule:
-        mode = next((mode for fake in fakes if (mode := getattr(fake, "fake_mode", None)) is not None), None)
-        with mode or nullcontext(), torch.no_grad():
+        with within(fakes), torch.no_grad():
             # Two nodes copied from one traced piece share a fake tensor; the tracer tells arguments apart by the object.
-            apart = [torch.empty_strided(f.shape, f.stride(), dtype=f.dtype, device=f.device) for f in fakes]
-            return make_fx(function, decomposition_table=self.decompositions, tracing_mode="real")(*apart)
+            apart = [imitation(fake) for fake in fakes]
+            traced: fx.GraphModule = _make_fx(function, decomposition_table=self.decompositions, tracing_mode="real")(*apart)
+            return traced
 
 
 def _spread(args: Sequence[Any], missing: Sequence[bool]) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from qcompile.operators import TAKEN_APART
+from qcompile.torch_internals import aot, inductor
 
 # Inductor turns products of one row into sums of products while tracing; we need to see the products.
 _PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::linear")
@@ -12,15 +13,11 @@ _PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv"
 
 def for_inductor() -> dict[Any, Any]:
     """Inductor's table without those that hide a matrix product, and our own."""
-    from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415 - Inductor is slow to import
-
-    table = select_decomp_table()
+    table = inductor.decomposition_table()
     plain = {target: rule for target, rule in table.items() if getattr(target, "name", str)().split(".")[0] not in _PRODUCTS}
     return plain | TAKEN_APART
 
 
 def for_eager() -> dict[Any, Any]:
     """What graphs need that are run as they are: transpositions in one spelling, and our own."""
-    from torch._decomp import get_decompositions  # noqa: PLC0415 - slow to import
-
-    return {**get_decompositions([torch.ops.aten.t, torch.ops.aten.transpose]), **TAKEN_APART}
+    return {**aot.decompositions_of([torch.ops.aten.t, torch.ops.aten.transpose]), **TAKEN_APART}
