@@ -18,7 +18,7 @@ from qcompile.options import Options
 from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
 from qcompile.proofs.kernel import verify
-from qcompile.proofs.rewrite import verify_rewrite
+from qcompile.proofs.rewrite import Rewritten, verify_rewrite
 from qcompile.targets.registry import against_options, kernels
 from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
@@ -207,11 +207,18 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict])
     key = ("rewrite", _structure(state, site), site.site)
     if key not in verified or state.options.verify == "every":
         try:
-            verified[key] = verify_rewrite(site, state.constants), None
+            verified[key] = verify_rewrite(site.node.args[0], _rewritten(site), state.constants), None  # type: ignore[arg-type]
         except Exception as error:  # a graph that cannot be run on a probe is not proven
             log.debug("proving %s", site.report.module, exc_info=True)
             verified[key] = f"the rewrite could not be proven: {brief(error)}", None
     return verified[key][0]
+
+
+def _rewritten(site: GraphSite) -> list[Rewritten]:
+    return [
+        Rewritten(part.original, part.result, part.leaves, part.site.n, part.site.k, part.report.module)
+        for part in site.parts or (site,)
+    ]
 
 
 def _structure(state: State, site: GraphSite) -> str:

@@ -15,11 +15,10 @@ from qcompile.graph.capture import dynamo_constants
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
-from qcompile.options import resolve
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, gathered
 from qcompile.reporting.rows import SiteReport
-from qcompile.targets.registry import find, kernels
+from qcompile.targets.registry import find, kernels, settings
 from qcompile.torch_internals import dynamo, names, recompiles, warm_up
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,10 +43,10 @@ def compile(model: Model, *, dynamic: bool | None = None, mode: str | None = Non
     options: fields of qcompile.Options (kernels, disable, rest, fallback, verify, allow_a8, dump, platform, release, ...).
     Raises OptionError or UnknownNameError for wrong options, before anything is compiled.
     """
-    settings = resolve(options)
+    wanted = settings(options)
     prepare(model)
     unseen.watch(model)
-    if settings.rest == "inductor":
+    if wanted.rest == "inductor":
         warm_up.begin_for(model)
     model.compile(backend=backend, dynamic=dynamic, mode=mode, options=options or None, recompile_limit=recompiles.limit())
     return model
@@ -68,7 +67,7 @@ def explain(
 
     platform: a name that `qcompile platform --list` shows. The model's code runs on results full of zeros.
     """
-    settings = resolve({**(options or {}), **({"platform": platform} if platform is not None else {}), "verify": "off"})
+    wanted = settings({**(options or {}), **({"platform": platform} if platform is not None else {}), "verify": "off"})
     if isinstance(model, nn.Module):
         prepare(model)
     rows: list[SiteReport] = []
@@ -76,7 +75,7 @@ def explain(
 
     def explaining(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Callable[..., Any]:
         seen.update(id(constant.tensor) for constant in dynamo_constants(gm, example_inputs).values())
-        return compile_graph(gm, example_inputs, settings, explained=rows)
+        return compile_graph(gm, example_inputs, wanted, explained=rows)
 
     target = model.forward if isinstance(model, nn.Module) else model
     with dynamo.unlimited(), torch.no_grad():

@@ -16,7 +16,7 @@ from qcompile.frontends import notes
 from qcompile.graph.capture import dynamo_constants
 from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
-from qcompile.options import Options, resolve
+from qcompile.options import Options
 from qcompile.passes import choose
 from qcompile.recognize.weight import forget as forget_readings
 from qcompile.reporting import unseen
@@ -26,6 +26,7 @@ from qcompile.run import decompositions, regions
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
 from qcompile.run.first_calls import FirstCalls
+from qcompile.targets.registry import settings
 from qcompile.torch_internals import compilers, dynamo, recompiles
 from qcompile.torch_internals.aot import through_aot
 from qcompile.torch_internals.inductor import through_inductor
@@ -45,7 +46,7 @@ def backend(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph. mode: as for Inductor ("max-autotune", ...); options: fields of qcompile.options.Options."""
-    return compile_graph(gm, example_inputs, resolve(options), mode)
+    return compile_graph(gm, example_inputs, settings(options), mode)
 
 
 def reset() -> None:

@@ -69,7 +69,7 @@ class UnsupportedVersionError(QCompileError, ImportError):
         super().__init__(sentence if error is None else f"{sentence} What fails with it: {type(error).__name__}: {error}")
 
 
-class MissingInternalError(QCompileError, RuntimeError):
+class MissingInternalError(RuntimeError):
     """Something of torch's private side that this release of torch does not have was asked for."""
 
 

@@ -53,7 +53,10 @@ class Options:
 
 
 def resolve(given: Mapping[str, Any] | None = None) -> Options:
-    """Options from the environment, overridden by `given`; unknown names and wrong values are errors that list what is known."""
+    """Options from the environment, overridden by `given`; unknown names and wrong values are errors that list what is known.
+
+    Names of kernels are not looked up here: `targets.registry.settings` does that, too.
+    """
     known = {field.name for field in fields(Options)}
     values: dict[str, Any] = {}
     for name in known:
@@ -64,9 +67,7 @@ def resolve(given: Mapping[str, Any] | None = None) -> Options:
         if name not in known:
             raise UnknownNameError("option", name, known)
         values[name] = PARSERS[name](name, value)
-    options = replace(Options(), **values)
-    _check_kernel_names(options)
-    return options
+    return replace(Options(), **values)
 
 
 def user_cache_folder() -> Path:
@@ -74,17 +75,6 @@ def user_cache_folder() -> Path:
     given = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(given) if Path(given).is_absolute() else Path("~/.cache").expanduser()
     return base / "qcompile"
-
-
-def _check_kernel_names(options: Options) -> None:
-    if not options.kernels and not options.disable:
-        return
-    from qcompile.targets.registry import OTHER_KERNELS, TARGETS, kernels  # noqa: PLC0415 - the kernel table imports every target
-
-    known = {*TARGETS, *kernels(), *OTHER_KERNELS}
-    for name in (*options.kernels, *options.disable):
-        if name not in known:
-            raise UnknownNameError("kernel", name, known)
 
 
 def _names(option: str, value: object) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,11 +17,9 @@ from qcompile.hardware import Platform
 from qcompile.kernel import Kernel, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
+from qcompile.recognize.still_true import Recheck
 from qcompile.reporting.rows import SiteReport
 from qcompile.weights.recipe import Recipe
-
-if TYPE_CHECKING:
-    from qcompile.recognize.still_true import Recheck
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class GraphSite:
     proposal: Proposal
     site: Site
     report: SiteReport
-    recheck: "Recheck"
+    recheck: Recheck
     kernel: Kernel | None = None
     few_rows: int = 0
     parts: tuple["GraphSite", ...] = ()
@@ -79,7 +77,7 @@ class GraphSite:
 class Folded:
     """A constant that `fold` made: result number `index` of the recipe. site: the linear it belongs to, if it is one's."""
 
-    recipe: "Recipe"
+    recipe: Recipe
     index: int
     tensor: Tensor
     site: GraphSite | None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.skip_gate import INSTALLED, expects_zentorch, unexpected
 
-import qcompile.targets.native_library
+import qcompile.hardware.native_library
 from qcompile.hardware import KNOWN, platform
 
 CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
@@ -86,6 +86,6 @@ def test_ci_fails_on_an_unexpected_skip(tmp_path: Path, reason: str, ci: str, st
 
 @pytest.mark.skipif(not CI, reason="only CI promises which targets are there (GPU or not)")
 def test_ci_has_the_targets_it_expects() -> None:
-    assert qcompile.targets.native_library.missing() is None
+    assert qcompile.hardware.native_library.missing() is None
     if expects_zentorch():
         assert platform().library("zentorch").state == "present", platform().library("zentorch").detail

@@ -13,8 +13,8 @@ from qcompile.cli.folder import FolderError
 from qcompile.cli.measure import WAYS
 from qcompile.cli.options import options_of
 from qcompile.errors import UnknownNameError
-from qcompile.options import resolve
 from qcompile.reporting.text import megabytes
+from qcompile.targets.registry import settings
 
 TIMES = {"prefill_ms": "prompt ms", "decode_ms": "ms/token", "forward_ms": "forward ms"}
 NAMES = {"qcompile": "qcompile, packed", "eager": "dense, eager", "inductor": "dense, Inductor"}
@@ -22,7 +22,7 @@ NAMES = {"qcompile": "qcompile, packed", "eager": "dense, eager", "inductor": "d
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments)
-    resolve(options)
+    settings(options)
     ways = ["qcompile", *(way.strip() for way in arguments.against.split(",") if way.strip())]
     for way in ways:
         if way not in WAYS:

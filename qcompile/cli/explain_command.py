@@ -7,12 +7,12 @@ from rich.console import Console
 from qcompile.api import explain
 from qcompile.cli.folder import example_inputs, load_model
 from qcompile.cli.options import options_of
-from qcompile.options import resolve
+from qcompile.targets.registry import settings
 
 
 def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments)
-    resolve({**options, "platform": arguments.platform})
+    settings({**options, "platform": arguments.platform})
     with Console(stderr=True).status(f"loading {arguments.folder}"):
         model = load_model(arguments.folder)
     inputs = example_inputs(model, arguments.folder, arguments.prompt)

@@ -12,8 +12,8 @@ from rich.console import Console
 from qcompile.api import compile as compile_model
 from qcompile.cli.folder import FolderError, load_model, prompt_ids, text_config
 from qcompile.cli.options import options_of
-from qcompile.options import resolve
 from qcompile.reporting.report import Report, report
+from qcompile.targets.registry import settings
 
 
 class Stream:
@@ -52,7 +52,7 @@ class Stream:
 
 def run(arguments: argparse.Namespace) -> int:
     options, errors = options_of(arguments), Console(stderr=True)
-    resolve(options)
+    settings(options)
     with errors.status(f"loading {arguments.folder}"):
         model = load_model(arguments.folder)
     if not model.can_generate():

@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from qcompile.errors import CONFIG_WAY_OUT, CheckpointError
 from qcompile.frontends.checkpoint_schemes import promises
 from qcompile.frontends.folder import Headers, StoredTensor
 from qcompile.frontends.session import Session
+from qcompile.frontends.transformers_internals import (
+    WeightConverter,
+    WeightRenaming,
+    get_model_conversion_mapping,
+    rename_source_key,
+)
 
 # Names after the layer's own, in every format; `weight` only counts if there is a `weight_scale` beside it.
 PARTS = (

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers.core_model_loading import ConversionOps
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
 from qcompile.formats.layouts import NVFP4_BLOCK, unpack_words
@@ -18,6 +17,7 @@ from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
 from qcompile.frontends.session import Session, current
 from qcompile.frontends.stored_checks import Checks, need_finite, need_groups
+from qcompile.frontends.transformers_internals import ConversionOps
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
 from qcompile.operators import Structure, dequantize_packed
 

@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers import base as quantizers_base
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qcompile.errors import CONFIG_WAY_OUT, CheckpointError, UnsupportedSchemeError, WeightError
 from qcompile.frontends import awq, compressed_tensors, foreign, gptq, grouped, notes
@@ -19,6 +16,12 @@ from qcompile.frontends.folder import headers
 from qcompile.frontends.grouped_entry import need_as_configured, need_order, overrides
 from qcompile.frontends.other_layers import SHAPE, become_linear, give_back, loaded, loading, pose_as_linear, transposed
 from qcompile.frontends.session import Session, current
+from qcompile.frontends.transformers_internals import (
+    HfQuantizer,
+    QuantizationConfigMixin,
+    register_quantization_config,
+    register_quantizer,
+)
 
 METHOD = "qcompile"
 FRONT_DOORS = {"compressed-tensors": compressed_tensors.prepare, "gptq": gptq.prepare, "awq": awq.prepare}
@@ -33,7 +36,7 @@ class Config(QuantizationConfigMixin):
 
 
 # Typed as Any: transformers annotates its abstract methods in ways that no subclass of its own satisfies.
-Base: Any = quantizers_base.HfQuantizer
+Base: Any = HfQuantizer
 
 
 class Quantizer(Base):  # type: ignore[misc]

@@ -9,11 +9,7 @@ from torch.fx.node import map_arg
 
 from qcompile.graph.fake import imitation, within
 from qcompile.graph.nodes import literal, value
-from qcompile.torch_internals.private import private
-
-_make_fx = private(
-    "torch.fx.experimental.proxy_tensor.make_fx", "nothing can be traced", takes=["decomposition_table", "tracing_mode"]
-)
+from qcompile.torch_internals.aot import make_fx
 
 
 class Emitter:
@@ -48,7 +44,7 @@ class Emitter:
         with within(fakes), torch.no_grad():
             # Two nodes copied from one traced piece share a fake tensor; the tracer tells arguments apart by the object.
             apart = [imitation(fake) for fake in fakes]
-            traced: fx.GraphModule = _make_fx(function, decomposition_table=self.decompositions, tracing_mode="real")(*apart)
+            traced: fx.GraphModule = make_fx(function, decomposition_table=self.decompositions, tracing_mode="real")(*apart)
             return traced
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from qcompile.graph.nodes import Constant, hint, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.graph.walk import through_views
 from qcompile.meaning import Noise
-from qcompile.pipeline import GraphSite
 from qcompile.proofs.kernel import ACCEPT_DB, LEAST_VALUES, MOST, STRIP
 from qcompile.weights.memory import page_out, trim
 
@@ -21,18 +21,27 @@ _MOST_ROUNDS = 64
 _STRIPS, _MOST_ROWS = 8, 64
 
 
-def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> str:
-    """Runs the canonical call and the graph it replaced on one input; "" if they agree, else a sentence.
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewritten:
+    """A linear [n, k] of the graph: `result` stands for `original`. leaves: raw constants of its weight; module: its path."""
+
+    original: fx.Node
+    result: fx.Node
+    leaves: tuple[fx.Node, ...]
+    n: int
+    k: int
+    module: str
+
+
+def verify_rewrite(x: fx.Node, parts: Sequence[Rewritten], constants: Mapping[fx.Node, Constant]) -> str:
+    """Runs the canonical call on `x` and the graph it replaced on one input; "" if they agree, else a sentence.
 
     This looks at the whole rewrite (unpacking, scales behind the product, biases, fused parts), whatever built it: at some rows of
     the input and, of a large weight, at some outputs from the first to the last.
     """
     trim()
-    x = site.node.args[0]
-    assert isinstance(x, fx.Node)
     source = through_views(x)
     feed: dict[fx.Node, Any] = {node: constant.tensor for node, constant in constants.items()}
-    parts = site.parts or (site,)
     try:
         for part in parts:
             before, after = value(part.original), value(part.result)
@@ -47,9 +56,9 @@ def verify_rewrite(site: GraphSite, constants: Mapping[fx.Node, Constant]) -> st
     return ""
 
 
-def _differs(part: GraphSite, source: fx.Node, feed: Mapping[fx.Node, Any]) -> str:
+def _differs(part: Rewritten, source: fx.Node, feed: Mapping[fx.Node, Any]) -> str:
     shape = [int(hint(size)) for size in value(part.original).shape]
-    outputs = _along(shape, part.site.n)
+    outputs = _along(shape, part.n)
     rows = max((dim for dim in range(len(shape)) if dim != outputs), key=lambda dim: shape[dim], default=None)
     axes = {label: dim for label, dim in {"n": outputs, "m": rows}.items() if dim is not None}
     sizes = {label: shape[dim] for label, dim in axes.items()}
@@ -66,20 +75,20 @@ def _differs(part: GraphSite, source: fx.Node, feed: Mapping[fx.Node, Any]) -> s
             break
     if noise.noise and not noise.db >= ACCEPT_DB:
         least = f"at least {ACCEPT_DB:.0f} is asked for"
-        return f"the rewrite of {part.report.module} is wrong on a probe: {noise.db:.1f} dB, {least}"
+        return f"the rewrite of {part.module} is wrong on a probe: {noise.db:.1f} dB, {least}"
     return ""
 
 
-def _ranges(part: GraphSite, slices: Slices, sizes: Mapping[str, int], values: int) -> list[dict[str, range]]:
+def _ranges(part: Rewritten, slices: Slices, sizes: Mapping[str, int], values: int) -> list[dict[str, range]]:
     """Some rows of the input; of a large weight with some strips of its outputs, otherwise with all."""
     found: dict[str, range] = {}
     if "m" in sizes:
         others = max(1, values // max(1, sizes["m"] * sizes.get("n", 1)))
         align = slices.align("m")
         found["m"] = range(min(sizes["m"], -(-max(1, _MOST_ROWS // others) // align) * align))
-    if "n" not in sizes or part.site.n * part.site.k <= MOST:
+    if "n" not in sizes or part.n * part.k <= MOST:
         return [found]
-    strips = spread(sizes["n"], max(1, STRIP // part.site.k), _STRIPS, slices.align("n"))
+    strips = spread(sizes["n"], max(1, STRIP // part.k), _STRIPS, slices.align("n"))
     return [{**found, "n": strip} for strip in strips]
 
 

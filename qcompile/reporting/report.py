@@ -1,67 +1,22 @@
 """The report: one row for every quantized linear that a compilation met, kept until `clear`, printed per structure or as JSON."""
 
 import json
-import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from qcompile.reporting.rows import OTHER_FORMATS, SiteReport, json_number, runs_without
+from qcompile.reporting.rows import OTHER_FORMATS, Rows, SiteReport, json_number, runs_without
+from qcompile.reporting.table import show
+from qcompile.reporting.text import plain
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Decisions about quantized linears, in the order in which they were met. `print(report)` shows them per structure.
+class Report(Rows):
+    """What was decided, as `qcompile.report()` and `qcompile.explain` return it. `print(report)` shows one line per structure."""
 
-    others: rows about what is no quantized linear (format "attention" or "dense"); no count or sum includes them.
-    notes: sentences about whole models and their compilation.
-    """
-
-    sites: tuple[SiteReport, ...] = ()
-    others: tuple[SiteReport, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @staticmethod
-    def of(rows: Iterable[SiteReport], notes: Iterable[str] = ()) -> "Report":
-        """A report of these rows, each where it belongs."""
-        given = tuple(rows)
-        others = tuple(row for row in given if row.format in OTHER_FORMATS)
-        return Report(tuple(row for row in given if row.format not in OTHER_FORMATS), others, tuple(dict.fromkeys(notes)))
-
-    @property
-    def served(self) -> tuple[SiteReport, ...]:
-        return tuple(site for site in self.sites if site.kernel is not None)
-
-    @property
-    def unserved(self) -> tuple[SiteReport, ...]:
-        return tuple(site for site in self.sites if site.kernel is None)
-
-    @property
-    def summary(self) -> str:
-        """One line: how many quantized linears were rewritten."""
-        if not self.sites:
-            return "qcompile: no quantized linear was compiled yet"
-        of = len(self.sites)
-        return f"qcompile: {len(self.served)} of {of} quantized linear{'s' if of != 1 else ''} rewritten"
-
-    @property
-    def bytes_before(self) -> int:
-        return sum(site.bytes_before for site in self.sites)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(site.bytes_after for site in self.sites)
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """The worst measured SQNR of all sites, NaN if one is NaN, None if none was measured."""
-        values = [site.sqnr_db for site in self.sites if site.sqnr_db is not None]
-        if any(math.isnan(value) for value in values):
-            return math.nan
-        return min(values, default=None)
+    __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report as JSON types."""
@@ -83,8 +38,6 @@ class Report:
 
     def text(self, verbose: bool = False) -> str:
         """Plain text: one row per structure; with `verbose`, one row per layer."""
-        from qcompile.reporting.text import plain  # noqa: PLC0415 - the renderer needs this module's types
-
         return plain(self, verbose)
 
     def __str__(self) -> str:
@@ -92,8 +45,6 @@ class Report:
 
     def print(self, console: Console | None = None, verbose: bool = False, refused: bool = True) -> None:
         """Rich tables on `console` (default: standard output); with `refused`, also the kernels that were not taken, and why."""
-        from qcompile.reporting.table import show  # noqa: PLC0415 - the renderer needs this module's types
-
         show(self, console or Console(), verbose, refused)
 
 

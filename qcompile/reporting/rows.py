@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 # Formats of rows that are about no quantized linear.
 OTHER_FORMATS = ("attention", "dense")
@@ -80,6 +80,58 @@ class SiteReport:
         values["measured_ms"] = {name: dict(times) for name, times in self.measured_ms.items()}
         values["sqnr_db"] = json_number(self.sqnr_db)
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decisions about quantized linears, in the order in which they were met.
+
+    others: rows about what is no quantized linear (format "attention" or "dense"); no count or sum includes them.
+    notes: sentences about whole models and their compilation.
+    """
+
+    sites: tuple[SiteReport, ...] = ()
+    others: tuple[SiteReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Iterable[SiteReport], notes: Iterable[str] = ()) -> Self:
+        """These rows, each where it belongs."""
+        given = tuple(rows)
+        others = tuple(row for row in given if row.format in OTHER_FORMATS)
+        return cls(tuple(row for row in given if row.format not in OTHER_FORMATS), others, tuple(dict.fromkeys(notes)))
+
+    @property
+    def served(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.kernel is not None)
+
+    @property
+    def unserved(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.kernel is None)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many quantized linears were rewritten."""
+        if not self.sites:
+            return "qcompile: no quantized linear was compiled yet"
+        of = len(self.sites)
+        return f"qcompile: {len(self.served)} of {of} quantized linear{'s' if of != 1 else ''} rewritten"
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(site.bytes_before for site in self.sites)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(site.bytes_after for site in self.sites)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The worst measured SQNR of all sites, NaN if one is NaN, None if none was measured."""
+        values = [site.sqnr_db for site in self.sites if site.sqnr_db is not None]
+        if any(math.isnan(value) for value in values):
+            return math.nan
+        return min(values, default=None)
 
 
 def json_number(value: float | None) -> float | None:

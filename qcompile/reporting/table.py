@@ -7,8 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.reporting.report import Report
-from qcompile.reporting.rows import SiteReport
+from qcompile.reporting.rows import Rows, SiteReport
 from qcompile.reporting.text import (
     Row,
     decibels,
@@ -29,7 +28,7 @@ WIDE = 120  # columns from which the table also shows bytes
 NARROW = 100  # below this the weight's scheme stands under the layer's name
 
 
-def show(report: Report, console: Console, verbose: bool = False, refused: bool = True) -> None:
+def show(report: Rows, console: Console, verbose: bool = False, refused: bool = True) -> None:
     """Print the report on `console`, layers without a kernel in red; `refused`: also the kernels not taken where there is one."""
     style = "bold green" if report.sites and not report.unserved else "bold yellow"
     console.print(Text(report.summary, style=style))
@@ -45,7 +44,7 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
         for line in time_lines(row.first, verbose):
             console.print(Text(f"  {row.name}: {line}", style="dim"))
     for sites in _same_reasons(report.unserved):
-        name = joined_paths([site.module for site in sites]) if len(rows(Report(sites))) == 1 else f"{len(sites)} layers"
+        name = joined_paths([site.module for site in sites]) if len(rows(Rows(sites))) == 1 else f"{len(sites)} layers"
         state = "without a kernel here" if sites[0].reasons else "not recognized"
         console.print()
         console.print(Text.assemble((name, "red"), f": {state}"))
@@ -62,7 +61,7 @@ def show(report: Report, console: Console, verbose: bool = False, refused: bool 
         console.print(Text(tail, style="dim"))
 
 
-def _show_notes(report: Report, console: Console) -> None:
+def _show_notes(report: Rows, console: Console) -> None:
     for text in report.notes:
         console.print()
         console.print(Text(text, style="yellow"))

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qcompile.reporting.report import Report
-from qcompile.reporting.rows import SiteReport, runs_without
+from qcompile.reporting.rows import Rows, SiteReport, runs_without
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
@@ -24,7 +23,7 @@ class Row:
         return self.sites[0]
 
 
-def rows(report: Report, verbose: bool = False) -> list[Row]:
+def rows(report: Rows, verbose: bool = False) -> list[Row]:
     """One row per structure: same path up to indices, same shape and scheme, same decision; with `verbose`, one per site."""
     if verbose:
         return [Row(site.module, (site,)) for site in report.sites]
@@ -117,7 +116,7 @@ def decibels(value: float | None) -> str:
 
 
 def worst_db(sites: Iterable[SiteReport]) -> float | None:
-    return Report(tuple(sites)).sqnr_db
+    return Rows(tuple(sites)).sqnr_db
 
 
 def runs_as(site: SiteReport) -> str:
@@ -129,7 +128,7 @@ def shape(site: SiteReport) -> str:
     return f"{site.n}x{site.k}" if site.n else ""
 
 
-def footer(report: Report) -> str:
+def footer(report: Rows) -> str:
     """Bytes before and after and the worst SQNR, as far as they are known."""
     parts: list[str] = []
     if report.bytes_before:
@@ -142,7 +141,7 @@ def footer(report: Report) -> str:
     return "; ".join(parts)
 
 
-def plain(report: Report, verbose: bool = False) -> str:
+def plain(report: Rows, verbose: bool = False) -> str:
     """The report as plain text, one row per structure (with `verbose` per layer), reasons below."""
     lines = [report.summary]
     table: list[tuple[str, ...]] = []
@@ -172,10 +171,10 @@ def plain(report: Report, verbose: bool = False) -> str:
     return "\n".join(lines)
 
 
-def other_lines(report: Report, verbose: bool = False) -> list[str]:
+def other_lines(report: Rows, verbose: bool = False) -> list[str]:
     """What else was rewritten or left: rows about attention and dense products, one for each decision."""
     lines: list[str] = []
-    for row in rows(Report(report.others), verbose):
+    for row in rows(Rows(report.others), verbose):
         count = f"  {len(row.sites)} x" if len(row.sites) > 1 else ""
         lines.append(f"  {row.name}{count}  {row.first.format}  {row.first.kernel or 'left as it was'}")
         lines += [f"      {row.first.note}"] if row.first.note else []

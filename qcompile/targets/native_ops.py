@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qcompile.targets.native_library import missing
+from qcompile.hardware.native_library import missing, wrong_level
 
 _LINE = 64
 _BLOCK = 16
@@ -72,11 +72,7 @@ def missing_ops() -> str | None:
     torch.library.register_fake("qcompile::native_int8_a16_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_linear", _fake_rounded_linear)
     torch.library.register_fake("qcompile::native_int4_a8_linear", _fake_rounded_linear)
-    try:
-        torch.ops.qcompile.native_isa(-1)
-    except RuntimeError as error:  # QCOMPILE_ISA names a level that is not there
-        return str(error).splitlines()[0]
-    return None
+    return wrong_level()
 
 
 @cache

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import MissingOperatorError
+from qcompile.hardware.native_library import missing
 from qcompile.operators import LIBRARY
-from qcompile.targets.native_library import missing
 
 NAME = "gptq_gemm_rdna3"
 SCHEMA = "(Tensor a, Tensor b_q_weight, Tensor b_qzeros, Tensor b_scales, Tensor b_g_idx, bool use_v2_format) -> Tensor"

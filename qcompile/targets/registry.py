@@ -1,5 +1,6 @@
 """The kernel table: every row that the targets provide, found by name, and what the user's options have against it."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from qcompile.errors import KernelRefusedError, UnknownNameError
 from qcompile.hardware import Platform, platform
 from qcompile.kernel import Kernel, Reasons
-from qcompile.options import Options
+from qcompile.options import Options, resolve
 
 # One file each under qcompile/targets; the order is the order of preference where the cost model ties.
 TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
@@ -53,6 +54,17 @@ def find(name: str) -> Kernel:
         return kernels()[name]
     except KeyError:
         raise UnknownNameError("kernel", name, kernels()) from None
+
+
+def settings(given: Mapping[str, Any] | None = None) -> Options:
+    """Options from the environment, overridden by `given`; UnknownNameError also for kernels that are not in the table."""
+    options = resolve(given)
+    if options.kernels or options.disable:
+        known = {*TARGETS, *kernels(), *OTHER_KERNELS}
+        for name in (*options.kernels, *options.disable):
+            if name not in known:
+                raise UnknownNameError("kernel", name, known)
+    return options
 
 
 def against_options(name: str, options: Options) -> Reasons:

@@ -13,40 +13,15 @@ from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import predicted
 from qcompile.hardware.libraries import zentorch_hardware
 from qcompile.kernel import Kernel, Reasons, Site, unmet
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import Operands
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
+from qcompile.targets.zentorch_ops import QLINEAR, QLINEAR_ROUNDING, REPACK, WOQ
 from qcompile.weights.fingerprint import of_processor
 
 # time / limit by least row count, weights cold in cache; woq_linear goes over to dequantizing once per call at M = 256.
 WOQ_FACTORS = ((1, 2.78), (2, 3.11), (4, 3.37), (8, 3.30), (16, 2.68), (64, 2.48), (256, 1.06))
 QLINEAR_FACTORS = ((1, 1.04), (16, 1.39), (32, 1.18), (64, 1.10), (128, 1.06))
-# Half to even, the step is max|x| / 127; found by feeding an identity matrix, then 130 dB against this formula in float32.
-QLINEAR_ROUNDING = ActivationQuant(kind="token", divisor=127.0, low=-127)
-
-
-def _woq_fake(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
-    return input.new_empty((*input.shape[:-1], weight.shape[1]))
-
-
-def _qlinear_fake(input: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))
-
-
-WOQ = Foreign(
-    "zentorch",
-    "zentorch_woq_linear",
-    ("input", "weight", "weight_scales", "weight_zero_points", "bias"),
-    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? weight_zero_points, Tensor? bias) -> Tensor",
-    _woq_fake,
-)
-QLINEAR = Foreign(
-    "zentorch",
-    "zentorch_dynamic_qlinear",
-    ("input", "weight", "weight_scales", "bias", "is_weight_prepacked"),
-    "(Tensor input, Tensor weight, Tensor weight_scales, Tensor? bias, *, bool is_weight_prepacked=False) -> Tensor",
-    _qlinear_fake,
-)
 
 
 def missing(where: Platform, *operators: Foreign) -> Reasons:
@@ -180,7 +155,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel(
         name="zentorch.woq_linear",
-        missing=lambda where: missing(where, WOQ, zentorch_prepack.REPACK),
+        missing=lambda where: missing(where, WOQ, REPACK),
         refuses=refuses_woq,
         pack=pack_woq,
         call=call_woq,

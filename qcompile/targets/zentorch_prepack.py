@@ -23,21 +23,12 @@ from qcompile.meaning import ActivationQuant, sqnr_db
 from qcompile.operators import LIBRARY
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
+from qcompile.targets.zentorch_ops import PREPACK, QLINEAR, QLINEAR_ROUNDING, REPACK
 from qcompile.torch_internals.tensors import without_modes
 from qcompile.weights.memory import forget
 
 LARGEST_K = 2048
 SMALLEST_N = 16
-
-
-def _same_shape(weight: Tensor, *_: object, **__: object) -> Tensor:
-    return torch.empty_like(weight)
-
-
-PREPACK = Foreign("zentorch", "zentorch_weight_prepack_for_dynamic_qlinear", ("weight",), "(Tensor weight) -> Tensor", _same_shape)
-
-
-REPACK = Foreign("zentorch", "zentorch_woq_repack_weight", ("unpacked_weight",), "(Tensor unpacked_weight) -> Tensor", nibbles)
 
 
 def stored_bytes(n: int, k: int) -> int:
@@ -106,11 +97,7 @@ def serves(n: int, k: int) -> bool:
 @cache
 def works() -> bool:
     """Prepack a small weight and multiply with it: False if this zentorch lacks the operator, or does it otherwise."""
-    if PREPACK.reasons():
-        return False
-    from qcompile.targets.zentorch import QLINEAR, QLINEAR_ROUNDING  # noqa: PLC0415 - that module imports this one
-
-    if QLINEAR.reasons():
+    if PREPACK.reasons() or QLINEAR.reasons():
         return False
     with without_modes(), without_their_messages():
         return all(_right(n, LARGEST_K, m, QLINEAR, QLINEAR_ROUNDING) for n in (33, 1088) for m in (1, 5))

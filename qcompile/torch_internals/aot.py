@@ -14,6 +14,9 @@ _settings = private("torch._functorch.config.patch", "AOTAutograd's cache would 
 _aot_autograd = later(
     "torch._dynamo.backends.common.aot_autograd", 'rest="eager" cannot be compiled', takes=["fw_compiler", "inference_compiler"]
 )
+make_fx = private(
+    "torch.fx.experimental.proxy_tensor.make_fx", "nothing can be traced", takes=["decomposition_table", "tracing_mode"]
+)
 _rules_of = later("torch._decomp.get_decompositions", 'rest="eager" cannot be compiled')
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from qcompile.torch_internals.tensors import autocast_is_on
+
 # Fields of the metadata that ask nothing of the wrapper of a graph without a backward, whatever they hold: they describe the trace
 # or the backward, or are looked at below.
 _DESCRIBING = frozenset(
@@ -112,7 +114,7 @@ def duties(meta: Any) -> Duties | str:
         return f"{', '.join(sorted(plain - {'PlainTensorMeta'}))} is taken apart or put together"
     if meta.num_outputs_aliased or meta.num_mutated_inp_runtime_indices:
         return "results are made views of inputs, or inputs are written to, after the call"
-    if meta.is_rng_op_functionalized or torch._C._is_any_autocast_enabled():
+    if meta.is_rng_op_functionalized or autocast_is_on():
         return "random state or autocast is taken care of"
     dynamic = ((number, frozenset(info.dynamic_dims)) for number, info in enumerate(meta.output_info) if info.dynamic_dims)
     return Duties(tuple(meta.mutated_graph_handled_indices_seen_by_autograd), tuple(dynamic))

@@ -3,7 +3,10 @@
 import logging
 
 from qcompile.errors import NO_COMPILER_WARNING
+from qcompile.torch_internals.private import later
 from qcompile.warning import warn
+
+_compiler = later("torch._inductor.cpp_builder.get_cpp_compiler", "a missing compiler is noticed late", essential=False)
 
 log = logging.getLogger(__name__)
 # Classes of torch._inductor.exc; by name, because Inductor hands them on from other processes as text.
@@ -35,9 +38,7 @@ def give_up(error: BaseException) -> None:
 
 def look() -> None:
     """Raise Inductor's own error if it finds no compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - Inductor is slow to import
-
-    get_cpp_compiler()
+    _compiler()()
 
 
 def try_again() -> None:

@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 _STEP = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.([A-Za-z_]\w*)")
 _CONTAINERS = {"_modules", "_parameters", "_buffers", "__dict__"}
 
-_CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
+_calls = [
+    private(f"torch.nn.Module.{name}", "layers have less exact names", essential=False)
+    for name in ("_call_impl", "_wrapped_call_impl")
+]
+_CALLS = {call.__code__ for call in _calls if hasattr(call, "__code__")}
 
 _lock = threading.Lock()
 _given: list[weakref.ref[nn.Module]] = []  # the models that qcompile was given
@@ -78,7 +82,7 @@ def compiled_callers() -> list[nn.Module]:
     """The modules that were given to torch.compile and whose calls led here."""
     found: list[nn.Module] = []
     for module in _modules_on_the_stack(wrapped=True):
-        if isinstance(module, OptimizedModule) or module._compiled_call_impl is not None:
+        if isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None:
             found.append(unwrapped(module))
     return found
 

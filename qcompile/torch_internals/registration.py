@@ -3,7 +3,11 @@
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from torch._dynamo.backends import registry
+from qcompile.torch_internals.private import private
+
+_registry = private(
+    "torch._dynamo.backends.registry", 'backend="qcompile" works only where the package is installed', essential=False
+)
 
 NAME, GROUP, OBJECT = "qcompile", "torch_dynamo_backends", "qcompile.backend:backend"
 
@@ -14,5 +18,5 @@ def register() -> None:
     Not `register_backend`: Dynamo calls that itself when it loads the entry, which may be what imports us, and a second time is
     an error.
     """
-    entries: dict[str, Any] = getattr(registry, "_BACKENDS", {})
+    entries: dict[str, Any] = getattr(_registry, "_BACKENDS", {})
     entries.setdefault(NAME, EntryPoint(NAME, OBJECT, GROUP))

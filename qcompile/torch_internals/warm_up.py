@@ -18,6 +18,12 @@ from itertools import chain
 
 from torch import nn
 
+from qcompile.torch_internals.private import later
+
+_USE = "Inductor prepares itself later"
+_instruction_sets = later("torch._inductor.cpu_vec_isa.valid_vec_isa_list", _USE, essential=False)
+_code_cache = later("torch._inductor.codecache.CppPythonBindingsCodeCache", _USE, essential=False)
+
 log = logging.getLogger(__name__)
 _worker: threading.Thread | None = None
 
@@ -55,16 +61,12 @@ def _prepare() -> None:
 
 
 def _ask_for_instruction_sets() -> None:
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # noqa: PLC0415 - Inductor is slow to import
-
-    valid_vec_isa_list()
+    _instruction_sets()()
 
 
 def _look_at_header() -> None:
-    from torch._inductor.codecache import CppPythonBindingsCodeCache  # noqa: PLC0415 - as above
-
     # What comes back would compile this kernel when called, which nobody does.
     kernel = (
         '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* x) { at::vec::Vectorized<float>(0).store(x); }'
     )
-    CppPythonBindingsCodeCache.load_pybinding_async(["float*"], kernel)
+    _code_cache().load_pybinding_async(["float*"], kernel)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qcompile.hardware import platform
-from qcompile.targets.native_ops import missing_ops
+from qcompile.hardware.native_library import missing, wrong_level
 
 _PIECE = 1 << 20
 
@@ -30,7 +30,7 @@ def of_tensors(tensors: Sequence[Tensor]) -> list[str]:
 
 def digest(raw: Tensor) -> str:
     """The digest's kind and its 32 bytes in hexadecimal, of a contiguous uint8 tensor of one dimension."""
-    if missing_ops() is None:
+    if missing() is None and wrong_level() is None:
         found: Tensor = torch.ops.qcompile.native_digest.default(raw)
         return f"blake3 {bytes(found.tolist()).hex()}"
     whole: Any = raw.numpy()

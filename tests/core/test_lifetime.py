@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,10 +31,21 @@ def compiled(model: Any, **options: Any) -> Any:
     return torch.compile(model, backend="qcompile", options={**EAGER, **options})
 
 
+_earlier: list[Runner] = []
+
+
+@pytest.fixture(autouse=True)
+def earlier_runners() -> Iterator[None]:
+    """What other tests of this process left does not count."""
+    _earlier[:] = runners()
+    yield
+    _earlier.clear()
+
+
 def runners() -> list[Runner]:
-    """All that hold weights: what is left of other tests in this process holds none."""
+    """All of this test."""
     gc.collect()
-    return [item for item in gc.get_objects() if type(item) is Runner and item.weights]
+    return [item for item in gc.get_objects() if type(item) is Runner and not any(item is other for other in _earlier)]
 
 
 def packed_bytes() -> int:
@@ -48,13 +60,15 @@ def good(model: Any, run: Any, x: Tensor = X) -> bool:
 @pytest.mark.parametrize("rest", ["eager", "inductor"])
 def test_nothing_is_left_of_a_model_that_is_gone(rest: str) -> None:
     for _ in range(2):
+        before = set(STORE._entries)  # what other tests of this process left to its garbage
         model = Stack(1)
         run = compiled(model, rest=rest)
         assert good(model, run)
+        assert set(STORE._entries) - before
         dead = weakref.ref(model.layers[0].gate.weight_packed)  # type: ignore[union-attr]
         del model, run
         assert packed_bytes() == 0
-        assert dead() is None and not STORE._entries
+        assert dead() is None and not set(STORE._entries) - before
 
 
 def test_a_replaced_weight_is_packed_in_the_old_ones_place() -> None:

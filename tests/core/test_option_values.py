@@ -7,6 +7,7 @@ import pytest
 
 from qcompile.errors import OptionError, UnknownNameError
 from qcompile.options import Options, resolve
+from qcompile.targets.registry import settings
 
 
 def test_unknown_options_list_the_known_ones() -> None:
@@ -16,7 +17,7 @@ def test_unknown_options_list_the_known_ones() -> None:
 
 def test_unknown_kernels_list_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"'zentorc'. Did you mean 'zentorch'.*native\.int4.*reference"):
-        resolve({"disable": ["zentorc"]})
+        settings({"disable": ["zentorc"]})
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ from importlib import metadata
 real = metadata.version
 metadata.version = lambda name: "{version}" if name == "torch" else real(name)
 if {broken}:
-    sys.modules["torch._dynamo.backends"] = None
+    sys.modules["torch._dynamo.backends.registry"] = None
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     try:
@@ -162,12 +162,12 @@ print(*[entry.message for entry in caught if "qcompile" in str(entry.message)])
 """
 
 
-@pytest.mark.parametrize(("version", "broken"), [("2.16.0", False), ("2.9.1", True)])
+@pytest.mark.parametrize(("version", "broken"), [("2.16.0", False), ("2.9.1", True)])  # broken: a private name is gone
 def test_importing_beside_an_untried_torch_is_a_sentence(version: str, broken: bool) -> None:
     command = [sys.executable, "-c", OLD.format(version=version, broken=broken)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert f"qcompile was tried with torch 2.13 to 2.15, and this is {version}: pip install" in done.stdout
-    assert ("UnsupportedVersionError" in done.stdout) == broken
+    assert "Error" not in done.stdout
 
 
 NAMED = """

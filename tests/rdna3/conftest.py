@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.emulated_rdna3 import Emulator, build
 
-from qcompile.targets.native_library import missing
+from qcompile.hardware.native_library import missing
 from qcompile.targets.rdna3_ops import operator
 
 

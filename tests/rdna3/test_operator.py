@@ -125,10 +125,10 @@ def test_the_fake_kernel_keeps_a_symbolic_number_of_rows(emulated_op: Any) -> No
 
 
 WITHOUT_LIBRARY = """
-import torch, qcompile.targets.native_library
-qcompile.targets.native_library.missing = lambda: "built without"
+import torch, qcompile.hardware.native_library
+qcompile.hardware.native_library.missing = lambda: "built without"
 import qcompile.targets.rdna3_ops as ops
-ops.missing = qcompile.targets.native_library.missing
+ops.missing = qcompile.hardware.native_library.missing
 op = ops.operator()
 with torch.device("meta"):
     given = torch.empty(3, 64, dtype=torch.half), torch.empty(8, 16, dtype=torch.int), torch.empty(2, 2, dtype=torch.int)

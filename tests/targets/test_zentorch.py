@@ -14,7 +14,7 @@ from qcompile.api import pack_linear
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
 from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, sqnr_db
-from qcompile.targets import zentorch, zentorch_prepack
+from qcompile.targets import zentorch, zentorch_ops, zentorch_prepack
 from qcompile.targets.binding import Foreign
 
 WOQ_HEAD = "Tensor input, Tensor weight, Tensor weight_scales, Tensor? weight_zero_points"
@@ -109,7 +109,7 @@ def test_prepacking_is_only_used_where_it_was_found_right(n: int, k: int, served
 
 
 def test_a_library_with_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = zentorch_prepack.PREPACK
+    real = zentorch_ops.PREPACK
 
     class Longer:
         def __call__(self, weight: Tensor) -> Tensor:
@@ -147,19 +147,19 @@ def odd_library() -> Iterator[Any]:
 def test_changed_signatures_are_reasons_and_reordered_ones_are_not(odd_library: Any, schema: str, words: list[str]) -> None:
     name = f"woq{abs(hash(schema))}"
     odd_library.define(name + schema)
-    found = Foreign("qcompile_test_odd", name, zentorch.WOQ.arguments, zentorch.WOQ.schema, zentorch.WOQ.fake).reasons()
+    found = Foreign("qcompile_test_odd", name, zentorch_ops.WOQ.arguments, zentorch_ops.WOQ.schema, zentorch_ops.WOQ.fake).reasons()
     assert len(found) == len(words)
     for sentence, word in zip(found, words, strict=True):
         assert word in sentence
 
 
 def test_an_absent_operator_is_a_reason() -> None:
-    absent = Foreign("zentorch", "zentorch_nothing", (), "() -> Tensor", zentorch.WOQ.fake)
+    absent = Foreign("zentorch", "zentorch_nothing", (), "() -> Tensor", zentorch_ops.WOQ.fake)
     assert absent.reasons() == ("the operator zentorch::zentorch_nothing is not registered",)
 
 
 def test_a_missing_operator_of_a_present_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Foreign("zentorch", "zentorch_nothing", (), "() -> Tensor", zentorch.WOQ.fake)
+    absent = Foreign("zentorch", "zentorch_nothing", (), "() -> Tensor", zentorch_ops.WOQ.fake)
     assert "not registered" in zentorch.missing(platform(), absent)[0]
 
 

@@ -24,3 +24,13 @@ def missing() -> str | None:
     if built != BUILD_VERSION:
         return f"qcompile's C++ kernels are of build {built}, this Python code wants {BUILD_VERSION}: install qcompile again"
     return None
+
+
+@cache
+def wrong_level() -> str | None:
+    """Why the loaded library's CPU kernels cannot run: QCOMPILE_ISA names a level that is not there; None if they can."""
+    try:
+        torch.ops.qcompile.native_isa(-1)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
