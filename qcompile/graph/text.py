@@ -190,13 +190,7 @@ class _Printer:
             return _SHORT.get(name, name)
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
             return f"size({arg})"
-        return (
-            repr(str(arg))
-            if isinstance(arg, torch.device)
-            else _short(arg)
-            if isinstance(arg, OpOverload)
-            else repr(arg)
-        )
+        return repr(str(arg)) if isinstance(arg, torch.device) else _short(arg) if isinstance(arg, OpOverload) else repr(arg)
 
 
 def _short(target: Any) -> str:
