@@ -34,9 +34,7 @@ class NoCompilerError(RuntimeError):
     """Neither clang 19 nor the wheel ziglang is installed."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "no compiler for gfx1100: run .ci/install-clang (clang-19 lld-19 llvm-19 from apt, or pip install ziglang)"
-        )
+        super().__init__("no compiler for gfx1100: run .ci/install-clang, which says what it installs")
 
 
 @dataclass(frozen=True)
