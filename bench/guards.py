@@ -28,8 +28,8 @@ def main(count: int) -> None:
 
     def check() -> None:
         raw = runner.pick(tensors)
-        weights = runner.weights[tuple(map(id, raw))]
-        assert weights.watch.unchanged(raw)
+        entry = runner.weights.entries[tuple(map(id, raw))]
+        assert entry.snapshot.unchanged(raw)
 
     times = []
     for _ in range(ROUNDS):

@@ -24,8 +24,8 @@ from qcompile.timing import Times, times_for
 from qcompile.timing.candidates import candidates
 from qcompile.timing.order import Candidate, milliseconds, why_not
 from qcompile.weights.cache import STORE
+from qcompile.weights.derived import Derived
 from qcompile.weights.disk_cache import Shelf
-from qcompile.weights.freshness import Leaves
 from qcompile.weights.recipe import pack_recipe
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,7 @@ _DENSE_GAIN = 1.05
 _PREDICTED_GAIN = 1.25  # a prediction may be that far off; below it there is nothing to tell
 _ROOM = 0.5  # of the memory may be taken by dense weights
 # What the check of a kernel on the packed form of these raw weights said; the rewrite is checked in every graph.
-_proven: dict[tuple[Any, ...], tuple[Verdict, Leaves]] = {}
-
-
-def forget() -> None:
-    """Forget what was proven."""
-    _proven.clear()
+PROOFS: Derived[Verdict] = Derived()
 
 
 def apply(state: State) -> None:
@@ -185,17 +180,17 @@ def _verified(state: State, site: GraphSite, kernel: Kernel, verified: dict[Any,
         result: Verdict = (f"its packing cannot be traced: {brief(error)}", None)
     else:
         leaves = recipe.pick(state.constants)
-        identity = (*key, recipe.key, *(leaf.identity for leaf in leaves))
-        before = _proven.get(identity)
-        if before is not None and before[1].same(leaves):  # in another graph of the same model
-            result = before[0]
+        raw = [leaf.tensor for leaf in leaves]
+        before = PROOFS.get(raw, *key, recipe.key)
+        if before is not None:  # in another graph of the same model
+            result = before
         else:
             result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
             if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
                 STORE.drop(recipe, leaves)
                 recipe.shelf = None
                 result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
-            _proven[identity] = result, Leaves(leaves)
+            PROOFS.put(raw, result, *key, recipe.key)
     verified[key] = result
     return result
 

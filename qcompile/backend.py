@@ -18,7 +18,7 @@ from qcompile.graph.nodes import Constant
 from qcompile.meaning import Verdict
 from qcompile.options import Options
 from qcompile.passes import choose
-from qcompile.recognize.weight import forget as forget_readings
+from qcompile.recognize import weight
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, clear, note, record, retire
 from qcompile.reporting.rows import OTHER_FORMATS, SiteReport
@@ -52,9 +52,9 @@ def backend(
 def reset() -> None:
     """Forget decisions, proofs, and packed weights that can be made again; called by torch._dynamo.reset()."""
     clear()
-    unseen.forget()
-    forget_readings()
-    choose.forget()
+    unseen.clear()
+    weight.clear()
+    choose.PROOFS.clear()
     STORE.clear()
     compilers.try_again()
     _warned.clear()

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
-from qcompile.graph.nodes import Constant, is_call, value
+from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, leaves_of, subgraph
 from qcompile.operators import dequantize_packed
@@ -22,7 +22,7 @@ from qcompile.recognize.products import Product, low_bit_leaves
 from qcompile.recognize.readers import proposals
 from qcompile.recognize.unread import GENERAL
 from qcompile.torch_internals.tensors import OpOverload
-from qcompile.weights.freshness import Leaves
+from qcompile.weights.derived import Derived
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
 _MOST_RANDOM = 64 << 20
@@ -58,36 +58,15 @@ class _Guess:
         return f"{self.reader} {self.number} {self.found}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """How one weight is read, and what was seen of it when it was compared; valid while the identities and leaves are the same."""
-
-    guess: _Guess
-    facts: Facts
-    identities: tuple[Any, ...]
-    leaves: Leaves
-
-
 _structures: dict[str, _Guess] = {}
-_weights: dict[tuple[Any, ...], _Known] = {}  # by structure and the tensors' ids
-_FEWEST = 1024
-_swept = [_FEWEST]  # how many weights are known before those that died are looked for again
+# How each weight is read, and what was seen of it when it was compared, by structure.
+READINGS: Derived[tuple[_Guess, Facts]] = Derived()
 
 
-def forget() -> None:
+def clear() -> None:
     """Forget what was read, except of weights that are released and so cannot be read again."""
     _structures.clear()
-    for key in [key for key, known in _weights.items() if not known.leaves.released]:
-        del _weights[key]
-
-
-def _remember(key: tuple[Any, ...], known: _Known) -> None:
-    """Keep what was read of a weight in the place of what was read of its earlier contents; drop weights that are gone."""
-    _weights[key] = known
-    if len(_weights) > _swept[0]:
-        for other in [other for other, item in _weights.items() if item.leaves.gone]:
-            del _weights[other]
-        _swept[0] = max(_FEWEST, 2 * len(_weights))
+    READINGS.clear()
 
 
 class Reader:
@@ -101,19 +80,17 @@ class Reader:
         if not low_bit_leaves(leaves):
             return f"the weight is stored as {_dtypes(leaves)}, which is not quantized"
         structure = structural_key([product.weight], leaves) + f"\ntransposed={product.transposed}"
-        mine = [self.constants[leaf] for leaf in leaves]
-        key = (structure, *(id(constant.tensor) for constant in mine))
-        identities = tuple(constant.identity for constant in mine)
-        known = _weights.get(key)
-        if known is None or known.identities != identities or not known.leaves.same(mine):
+        raw = [self.constants[leaf].tensor for leaf in leaves]
+        known = READINGS.get(raw, structure)
+        if known is None:
             found = self._read_anew(product, leaves, structure)
             if isinstance(found, str):
                 return found
-            known = _Known(*found, identities, Leaves(mine))
-            _structures[structure] = known.guess
-            _remember(key, known)
-        guess, facts = known.guess, known.facts
-        if not known.leaves.released:
+            known = found
+            _structures[structure] = known[0]
+            READINGS.put(raw, known, structure)
+        guess, facts = known
+        if not any(map(is_released, raw)):
             wrong = out_of_range(facts, self._factors(product))
             if wrong:
                 return wrong

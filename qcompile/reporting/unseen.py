@@ -39,7 +39,7 @@ def saw(tensors: Iterable[Tensor]) -> None:
         _seen.update(map(id, tensors))
 
 
-def forget() -> None:
+def clear() -> None:
     """No graph was compiled yet."""
     with _lock:
         _seen.clear()

@@ -3,7 +3,6 @@
 import logging
 import operator
 import warnings
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from qcompile.meaning import all_finite
 from qcompile.pipeline import GraphSite
 from qcompile.torch_internals.inductor import without_bookkeeping
 from qcompile.weights.cache import STORE
-from qcompile.weights.freshness import Watch
+from qcompile.weights.derived import Derived, Entry
 from qcompile.weights.recipe import Recipe
 from qcompile.weights.release import release_raw
 
@@ -35,11 +34,10 @@ class Packed:
 
 @dataclass(slots=True, eq=False)
 class Weights:
-    """One set of raw weights and what was packed from it. problem: why the packed form does not cover its content, or ""."""
+    """What was packed from one set of raw weights. problem: why the packed form does not cover its content, or ""."""
 
     paths: tuple[str, ...]
     tensors: list[Tensor]
-    watch: Watch
     problem: str = ""
 
 
@@ -79,7 +77,7 @@ class Runner:
         self.paths: tuple[str, ...] = ()  # of the first layer, for those that come without names
         self.known = 0  # layers whose code this is
         self.sets = 0
-        self.weights: dict[tuple[int, ...], Weights] = {}
+        self.weights: Derived[Weights] = Derived()
 
     def _pick_few(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(args[position] for position in self.positions)
@@ -102,24 +100,14 @@ class Runner:
     def _remember(self, leaves: Sequence[Constant], tensors: list[Tensor], problem: str = "", *, release: bool = True) -> Weights:
         """From now on these packed tensors belong to these raw ones. Raw ones that nobody else reads are released, if asked for."""
         raw = [leaf.tensor for leaf in leaves]
-        key = tuple(map(id, raw))
         if release and not problem:
             release_raw(leaf for leaf, node in zip(leaves, self.nodes, strict=True) if node in self.releasable)
-        this = weakref.ref(self)
-
-        def gone() -> None:
-            runner = this()
-            if runner is not None and runner.weights.get(key) is weights:
-                del runner.weights[key]
-
-        weights = Weights(tuple(leaf.path for leaf in leaves), tensors, Watch(raw, gone), problem)
-        self.weights[key] = weights
-        return weights
+        return self.weights.put(raw, Weights(tuple(leaf.path for leaf in leaves), tensors, problem)).value
 
     def weights_of(self, raw: Sequence[Tensor]) -> Weights:
         """What was packed from these raw weights, in the order of `positions`; packed again if one changed."""
-        weights = self.weights.get(tuple(map(id, raw)))
-        return weights if weights is not None and weights.watch.unchanged(raw) else self._pack_again(raw, weights)
+        entry = self.weights.entries.get(tuple(map(id, raw)))
+        return entry.value if entry is not None and entry.snapshot.unchanged(raw) else self._pack_again(raw, entry)
 
     def __call__(self, args: list[Any]) -> Any:
         weights = self.weights_of(self.pick(args))
@@ -130,18 +118,18 @@ class Runner:
         args.clear()
         return self.compiled(inputs)
 
-    def _pack_again(self, raw: Sequence[Tensor], before: Weights | None) -> Weights:
-        paths = self.paths if before is None else before.paths
+    def _pack_again(self, raw: Sequence[Tensor], before: Entry[Weights] | None) -> Weights:
+        paths = self.paths if before is None else before.value.paths
         leaves = [Constant(path, tensor) for path, tensor in zip(paths, raw, strict=True)]
-        different = [True] * len(raw) if before is None else before.watch.changed(raw)
+        different = [True] * len(raw) if before is None else before.snapshot.changed(raw)
         changed = {node for node, new in zip(self.nodes, different, strict=True) if new}
         if before is not None and not changed:  # released by another graph that reads the same weight
-            return self._remember(leaves, before.tensors, before.problem)
+            return self._remember(leaves, before.value.tensors, before.value.problem)
         log.info("%d raw tensors of packed weights changed: packing again", len(changed))
         tensors, problem = self._packed(leaves, changed)
         if problem:
             warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
-        elif before is None and len(self.weights) >= self.known:  # beside living ones; a replaced parameter is no further layer
+        elif before is None and len(self.weights.entries) >= self.known:  # not a replaced parameter, whose entry is gone
             self.sets += 1
             self.serves_more(self.sets, raw)
         return self._remember(leaves, tensors, problem)

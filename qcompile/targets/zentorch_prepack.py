@@ -25,7 +25,7 @@ from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
 from qcompile.targets.zentorch_ops import PREPACK, QLINEAR, QLINEAR_ROUNDING, REPACK
 from qcompile.torch_internals.tensors import without_modes
-from qcompile.weights.memory import forget
+from qcompile.weights.memory import discard_pages
 
 LARGEST_K = 2048
 SMALLEST_N = 16
@@ -43,7 +43,7 @@ def _prepack(codes: Tensor) -> Tensor:
     if size != expected:
         raise RuntimeError(f"zentorch prepacked {list(codes.shape)} into {size} bytes, qcompile knows a layout of {expected}")
     ours = packed.as_strided((size,), (1,)).clone()
-    forget(packed)
+    discard_pages(packed)
     return ours
 
 
@@ -58,7 +58,7 @@ def _repack(codes: Tensor) -> Tensor:
         return nibbles(codes)
     packed = REPACK(unpacked_weight=codes)
     ours = packed.clone()
-    forget(packed)
+    discard_pages(packed)
     return ours
 
 

@@ -178,7 +178,7 @@ def discard(path: Path) -> None:
         log.warning("%s cannot be removed: %s", path, error)
 
 
-def reset() -> None:
+def clear() -> None:
     """Try again with folders that could not be written to, and say again which are not trusted."""
     _unwritable.clear()
     _distrusted.clear()

@@ -14,63 +14,41 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from qcompile.graph.nodes import Constant, is_released
+from qcompile.graph.nodes import is_released
 from qcompile.torch_internals.tensors import version
 from qcompile.weights.samples import Samples, content
 
 
-class Leaves:
-    """Raw weights as something was derived from them; holds neither them nor their memory alive."""
-
-    __slots__ = ("_content", "_filled", "storages")
-
-    def __init__(self, leaves: Sequence[Constant]) -> None:
-        tensors = [leaf.tensor for leaf in leaves]
-        self.storages = tuple(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
-        self._filled = tuple(tensor.numel() > 0 for tensor in tensors)
-        self._content = [content(tensor) for tensor in tensors]
-
-    @property
-    def released(self) -> bool:
-        """Whether the storage of one of them lives, but has no memory any more."""
-        known = zip(self.storages, self._filled, strict=True)
-        return any(filled and (storage := reference()) is not None and storage.nbytes() == 0 for reference, filled in known)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the storage of one of them is dead."""
-        return any(reference() is None for reference in self.storages)
-
-    def same(self, leaves: Sequence[Constant]) -> bool:
-        """Whether these are still the same weights with the same content, given that their identities are equal."""
-        for leaf, reference, before in zip(leaves, self.storages, self._content, strict=True):
-            if reference() is not leaf.tensor.untyped_storage():
-                return False
-            if not is_released(leaf.tensor) and content(leaf.tensor) != before:
-                return False
-        return True
-
-
-class Watch:
-    """The raw weights of one packing as they were then. Holds neither them nor their storages; `gone` is called when one dies.
+class Snapshot:
+    """Raw weights as they were when something was derived from them. Holds neither them nor their storages; `gone` is called when
+    one dies.
 
     A storage dies with the last tensor over it, or when `p.data = t` takes it away from its only one. The tensors are the ones with
-    these ids: whoever keeps a Watch by their ids drops it in `gone`.
+    these ids: whoever keeps a snapshot by their ids drops it in `gone`.
     """
 
-    def __init__(self, raw: Sequence[Tensor], gone: Callable[[], None]) -> None:
+    __slots__ = ("__weakref__", "_filled", "addresses", "alive", "samples", "storages", "versions")
+
+    def __init__(self, raw: Sequence[Tensor], gone: Callable[[], None] = lambda: None) -> None:
         self.alive = True
         this = weakref.ref(self)
 
         def dead(_: object) -> None:
-            if (watch := this()) is not None:
-                watch.alive = False
+            if (snapshot := this()) is not None:
+                snapshot.alive = False
             gone()
 
         self.storages = [weakref.ref(tensor.untyped_storage(), dead) for tensor in raw]
         self.versions = list(map(version, raw))
         self.addresses = list(map(Tensor.data_ptr, raw))
         self.samples = Samples(raw)
+        self._filled = [tensor.numel() > 0 for tensor in raw]
+
+    @property
+    def released(self) -> bool:
+        """Whether the storage of one of them lives, but has no memory any more."""
+        known = zip(self.storages, self._filled, strict=True)
+        return any(filled and (storage := reference()) is not None and storage.nbytes() == 0 for reference, filled in known)
 
     def unchanged(self, raw: Sequence[Tensor]) -> bool:
         """Whether the weights are what they were. Runs on every call: about 0.3 microseconds for each weight (bench/guards.py)."""
@@ -82,7 +60,7 @@ class Watch:
         )
 
     def changed(self, raw: Sequence[Tensor]) -> list[bool]:
-        """Which weights changed. One whose content changed behind its version counter's back gets a higher version."""
+        """Which weights changed; being released is none. What changed behind its version counter's back gets a higher version."""
         result: list[bool] = []
         for index, tensor in enumerate(raw):
             same = version(tensor) == self.versions[index] and self.storages[index]() is tensor.untyped_storage()

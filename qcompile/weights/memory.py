@@ -86,7 +86,7 @@ def _reserve(start: int, size: int) -> bool:
     return bool(libc.mmap(start, size, PROT_NONE, flags, -1, 0) == start)
 
 
-def forget(tensor: Tensor) -> None:
+def discard_pages(tensor: Tensor) -> None:
     """Give back the pages of a CPU tensor's storage that nobody will read again, without freeing it; its content becomes zero.
 
     For storage that a library handed out and never frees. Only pages that lie wholly inside are returned, so it is harmless if the

@@ -60,15 +60,15 @@ def good(model: Any, run: Any, x: Tensor = X) -> bool:
 @pytest.mark.parametrize("rest", ["eager", "inductor"])
 def test_nothing_is_left_of_a_model_that_is_gone(rest: str) -> None:
     for _ in range(2):
-        before = set(STORE._entries)  # what other tests of this process left to its garbage
+        before = set(STORE.results.entries)  # what other tests of this process left to its garbage
         model = Stack(1)
         run = compiled(model, rest=rest)
         assert good(model, run)
-        assert set(STORE._entries) - before
+        assert set(STORE.results.entries) - before
         dead = weakref.ref(model.layers[0].gate.weight_packed)  # type: ignore[union-attr]
         del model, run
         assert packed_bytes() == 0
-        assert dead() is None and not set(STORE._entries) - before
+        assert dead() is None and not set(STORE.results.entries) - before
 
 
 def test_a_replaced_weight_is_packed_in_the_old_ones_place() -> None:

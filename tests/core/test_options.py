@@ -336,7 +336,7 @@ def _check_left_out(name: str, rows: Any, reason: str) -> None:
         "qcompile.passes.recognize.raise_product",
         "qcompile.passes.recognize.recognize_activation",
         "qcompile.passes.choose.verify",
-        "qcompile.weights.cache.Store.fetch",
+        "qcompile.weights.cache.PackedWeights.fetch",
         "qcompile.run.compilation.Runner",
         "qcompile.backend.Report",
         "qcompile.run.compilation._reorder",

@@ -116,7 +116,7 @@ def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor]
         return place.fetch("recipe", ["w"], [leaf], make, count=len(tensors), retire=False, keep=True)
 
     logging.getLogger("qcompile.weights.disk_cache").setLevel(logging.ERROR)
-    disk_cache.reset()
+    disk_cache.clear()
     _, path = fetch()
     if path is None or len(made) != 1:
         return Outcome("silent", "nothing was written")

@@ -104,7 +104,7 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, ...], t
 def test_each_weight_is_what_it_is_read_as(name: str) -> None:
     """After a reading of any weight of the chain, every other weight is read right, or refused; those marked must be."""
     chain, plain, other = CHAINS[name]
-    readings.forget()
+    readings.clear()
     for size in (2.0**-6, *plain, *other, 2.0, 1e6, 1e12, 1e-9, 1e-38, 0.0, *other):
         reading, dense = read(chain, {"q": codes(), "s": scales(size)})
         if size in plain:
@@ -216,9 +216,9 @@ def test_factors_behind_the_product(size: float, factor: float, reason: str, div
 
 def test_what_is_known_of_weights_does_not_grow_with_their_changes() -> None:
     tensors = {"q": codes(), "s": scales(0.01)}
-    readings.forget()
+    readings.clear()
     for change in range(5):
         tensors["s"].mul_(1.0 + change / 8)
         reading, dense = read(lambda q, s: q.float() * s, tensors)
         assert torch.equal(reading.dequantize(), dense)
-    assert len(readings._weights) == 1
+    assert len(readings.READINGS.entries) == 1

@@ -44,7 +44,7 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def next_process() -> None:
     torch._dynamo.reset()
-    STORE._entries.clear()
+    STORE.results.entries.clear()
 
 
 def stack() -> Stack:
@@ -86,7 +86,7 @@ def test_the_next_process_maps_what_this_one_packed(kernel: str, tmp_path: Path,
     model = stack()
     assert torch.equal(run(model, tmp_path, kernel), want)
     assert len(packings) == made
-    packed = [tensor for entry in STORE._entries.values() if entry.file for tensor in entry.values]
+    packed = [tensor for result in STORE.results.values() if result.file for tensor in result.values]
     assert packed and all(mapped_from(tensor, tmp_path) and tensor.data_ptr() % 64 == 0 for tensor in packed)
 
 

@@ -37,7 +37,7 @@ VALUES = [torch.arange(500, dtype=torch.int32)]
 def run(folder: Path | None) -> Tensor:
     """As the next process would."""
     torch._dynamo.reset()
-    STORE._entries.clear()
+    STORE.results.entries.clear()
     torch.manual_seed(3)
     options = {"rest": "eager", "kernels": ["native.int4"], "fallback": "error", "cache_dir": folder}
     with torch.no_grad():
@@ -305,7 +305,7 @@ NOT_NEEDED = {True: {"writev", "replace", "mkdir", "unlink", "flock"}, False: {"
 
 def fetch(folder: Path) -> Path | None:
     """What the next process would get for one weight; the file."""
-    disk_cache.reset()
+    disk_cache.clear()
     leaf, values = torch.arange(64, dtype=torch.int8), (torch.arange(3000, dtype=torch.int32),)
     found, path = disk_cache.Shelf(folder, "some layout").fetch(
         "recipe", ["w"], [leaf], lambda: values, count=1, retire=False, keep=True

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcompile.weights.memory import HUGE_PAGE, forget, page_out, retired, trim
+from qcompile.weights.memory import HUGE_PAGE, discard_pages, page_out, retired, trim
 
 
 def resident() -> int:
@@ -76,7 +76,7 @@ def test_memory_goes_back_when_the_last_view_dies() -> None:
 def test_forgotten_pages_go_back_while_the_tensor_lives_and_dies_as_usual(size: int) -> None:
     before = resident()
     tensor = torch.ones(size, dtype=torch.int8)
-    forget(tensor)
+    discard_pages(tensor)
     if size > 1 << 20:
         assert resident() - before < size * 0.1
         assert int(tensor[size // 2]) == 0

@@ -97,12 +97,12 @@ def test_what_was_packed_from_a_swapped_out_weight_goes_with_it() -> None:
     model = W4()
     run = compiled(model, "eager")
     check(model, run)
-    count = len(STORE._entries)
+    count = len(STORE.results.entries)
     for _ in range(3):
         torch.utils.swap_tensors(model.q, other(model.q))
         check(model, run)
         gc.collect()
-        assert len(STORE._entries) <= count + 1
+        assert len(STORE.results.entries) <= count + 1
 
 
 @pytest.mark.parametrize("rest", ["eager", "inductor"])

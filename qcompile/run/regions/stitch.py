@@ -5,7 +5,6 @@ there are two functions: one that asks about all weights of the graph at once an
 one that leaves it to each part, for weights that a part's packed form does not cover.
 """
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from qcompile.run.regions.defined import undefined
 from qcompile.run.runner import Runner
 from qcompile.torch_internals.aot_wrapper import Duties, mark_dynamic, without_gradients
 from qcompile.torch_internals.inductor import without_bookkeeping
-from qcompile.weights.freshness import Watch
+from qcompile.weights.derived import Derived, Entry
 
 Boxed = Callable[[list[Any]], Sequence[Any]]
 
@@ -36,12 +35,7 @@ class Compiled(Protocol):
     def runner(self) -> Runner | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """What was packed for each part from one set of raw weights."""
-
-    watch: Watch
-    packed: tuple[list[Tensor], ...]
+Ready = Entry[tuple[list[Tensor], ...]]  # what was packed for each part from one set of raw weights
 
 
 class _Weights:
@@ -53,25 +47,16 @@ class _Weights:
             if region.runner is not None and region.runner.positions:
                 self.readers.append((region.runner, [part.inputs[place] for place in region.runner.positions]))
         self.nodes = list(dict.fromkeys(node for _, nodes in self.readers for node in nodes))
-        self.ready: dict[tuple[int, ...], _Ready] = {}
+        self.ready: Derived[tuple[list[Tensor], ...]] = Derived()
 
-    def prepare(self, raw: Sequence[Tensor]) -> _Ready | None:
+    def prepare(self, raw: Sequence[Tensor]) -> Ready | None:
         """What the parts packed from these weights, packed again where one changed; None if a part has to run unpacked."""
         values = dict(zip(self.nodes, raw, strict=True))
         found = [runner.weights_of([values[node] for node in nodes]) for runner, nodes in self.readers]
-        key = tuple(map(id, raw))
-        self.ready.pop(key, None)
+        self.ready.drop(raw)
         if any(weights.problem for weights in found):
             return None
-        this = weakref.ref(self)
-
-        def gone() -> None:
-            weights = this()
-            if weights is not None:
-                weights.ready.pop(key, None)
-
-        self.ready[key] = _Ready(Watch(raw, gone), tuple(weights.tensors for weights in found))
-        return self.ready[key]
+        return self.ready.put(raw, tuple(weights.tensors for weights in found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +85,7 @@ def stitch(placeholders: Sequence[fx.Node], plan: Plan, outputs: Sequence[Any], 
     weights = _Weights(plan, regions)
     around = Around.of(plan, regions)
     names: dict[str, Any] = {
-        "ready": weights.ready,
+        "ready": weights.ready.entries,
         "prepare": weights.prepare,
         "gradients": torch.is_grad_enabled,
         "without_gradients": without_gradients,
@@ -165,7 +150,7 @@ def source(
         lines += [
             f"    raw = ({', '.join(names[node] for node in weights)},)",
             "    found = ready.get(tuple(map(id, raw)))",
-            "    if found is None or not found.watch.unchanged(raw):",
+            "    if found is None or not found.snapshot.unchanged(raw):",
             "        found = prepare(raw)",
             "        if found is None:",
             f"            return careful({given})",
@@ -183,7 +168,7 @@ def source(
         taken = part.inputs if step.kept is None else [part.inputs[place] for place in step.kept]
         box = [names[node] for node in taken]
         if step.packs:
-            box.append(f"*found.packed[{packed}]")
+            box.append(f"*found.value[{packed}]")
             packed += 1
         lines.append(f"    box = [{', '.join(box)}]")
         done = dict.fromkeys(names[node] for node in part.inputs if last[node] == number)
