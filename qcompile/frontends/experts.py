@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
-from qcompile.formats.layouts import NVFP4_BLOCK, unpack_words
+from qcompile.formats.layouts import NVFP4_BLOCK
+from qcompile.formats.words import unpack_words
 from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
 from qcompile.frontends.session import Session, current

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
-from qcompile.formats.layouts import unpack_words
+from qcompile.formats.words import unpack_words
 from qcompile.frontends import grouped, notes
 from qcompile.frontends.stored_checks import FLOATS, need_finite, need_groups, need_tensor
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence

@@ -52,6 +52,8 @@ def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Seq
         return next(part for part in args[0] if part is not None)
     if name == "slice" and list(shape) == list(args[0].shape):
         return args[0]
+    if name == "unpack":
+        return target(*args, **{**kwargs, "rows": shape[0], "columns": shape[1]})
     place = _SIZES.get(name)
     if place is None:
         return target(*args, **kwargs)
@@ -331,6 +333,16 @@ def _dequantize_packed(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> N
     return _merge(found)
 
 
+def _unpack(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
+    """Codes in words: rows of the one are rows of the other; columns of the codes that fill whole words are these."""
+    words = given["words"]
+    if axis.dim == 0:
+        return {words: axis}
+    per = Fraction(_shape(words)[1], int(given["columns"]))
+    width = 8 * value(words).dtype.itemsize
+    return {words: axis.at(1, per)} if per == Fraction(int(given["bits"]), width) else None
+
+
 def _constant(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
     """One value everywhere, of the size that the call spells out."""
     return {item: None for item in node.all_input_nodes}
@@ -376,4 +388,5 @@ _RULES: dict[str, Rule] = {
     "quantized_linear": _quantized_linear,
     "fake_quantize": _fake_quantize,
     "dequantize_packed": _dequantize_packed,
+    "unpack": _unpack,
 }

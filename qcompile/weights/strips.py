@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from qcompile.formats.words import unpack
 from qcompile.graph.nodes import value
 from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.torch_internals.tensors import OpOverload
@@ -15,9 +16,9 @@ _LARGE, _STRIP = 1 << 22, 1 << 19  # elements
 def is_foreign(node: fx.Node) -> bool:
     """Whether an operator that packs for a kernel stands here, ours or another library's, which takes its arguments whole."""
     target = node.target
-    return isinstance(target, OpOverload) and (
-        target.namespace not in {"aten", "prims", "prim"} or target._schema.name.startswith("aten::_convert_weight_to_")
-    )
+    if not isinstance(target, OpOverload) or target is unpack:
+        return False
+    return target.namespace not in {"aten", "prims", "prim"} or target._schema.name.startswith("aten::_convert_weight_to_")
 
 
 def is_large_matrix(node: fx.Node) -> bool:

@@ -8,6 +8,8 @@ from support.graphs import through, with_state
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qcompile.formats.words import unpack
+from qcompile.operators import Structure, packed_linear
 from qcompile.options import Options
 from qcompile.pipeline import State
 
@@ -46,12 +48,27 @@ class Bytes(nn.Module):
         return x @ ((self.q ^ TURNED).float() * self.s).t()
 
 
+class Packed(nn.Module):
+    """4-bit codes in words, as the front doors' layers hold them."""
+
+    def __init__(self, layout: str, words: tuple[int, int], scales: tuple[int, int]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("q", torch.randint(-(1 << 31), 1 << 31, words, generator=generator).to(torch.int32))
+        self.register_buffer("s", torch.rand(scales, generator=generator) * 0.01 + 0.001)
+        self.spec = Structure(layout, 4, G, N, K).spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = packed_linear(x, self.q, self.s, None, None, None, self.spec)
+        return y
+
+
 class Largest(TorchDispatchMode):
-    """The most bytes of any floating-point tensor, and of any other, that an operator made."""
+    """The most bytes of any floating-point tensor, of any other, and of codes in one piece, that an operator made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.floats = self.others = 0
+        self.floats = self.others = self.unpacked = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -61,6 +78,8 @@ class Largest(TorchDispatchMode):
                 self.floats = max(self.floats, size)
             elif func.namespace == "aten":
                 self.others = max(self.others, size)
+            elif func is unpack:
+                self.unpacked = max(self.unpacked, size)
         return result
 
 
@@ -83,6 +102,15 @@ def test_nothing_as_large_as_the_dense_weight_is_made(kernel: str, size: int) ->
     assert site.report.kernel == kernel and site.report.bits == 4
     assert seen.floats <= 32 << 20, "a strip of it in float32, or the scales"  # the dense weight has 42 MB in float32
     assert seen.others <= N * K * size, "its codes"
+
+
+@pytest.mark.parametrize("kernel", ["native.int4", "torch.int4pack"])
+@pytest.mark.parametrize(
+    "model", [Packed("ct_pack", (N, K // 8), (N, K // G)), Packed("gptq", (K // 8, N), (K // G, N))], ids=["ct_pack", "gptq"]
+)
+def test_words_are_unpacked_in_strips(kernel: str, model: nn.Module) -> None:
+    _, seen = folded(model, Options(kernels=(kernel,), measure=False))
+    assert 0 < seen.unpacked <= 1 << 20
 
 
 @pytest.mark.parametrize(("low", "high", "bits"), [(-8, 7, 4), (0, 15, 4), (-100, 100, 8)])
