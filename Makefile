@@ -18,7 +18,7 @@ CHECKPOINT ?= demo-output/llama-$(SIZE)-w4a16
 QUICK := tests/formats tests/graph tests/hardware tests/proofs tests/recognize tests/reporting tests/timing tests/passes/test_freeze.py \
   tests/passes/test_normalize.py tests/passes/test_recognize.py tests/passes/test_fuse.py tests/passes/test_choose.py \
   tests/passes/test_prepack.py tests/passes/test_fold.py tests/passes/test_lower.py tests/passes/test_cleanup.py \
-  tests/targets/test_refusals.py tests/run/test_renaming.py tests/run/test_defined.py tests/core/test_option_values.py \
+  tests/targets/test_refusals.py tests/run/test_renaming.py tests/run/test_defined.py tests/test_option_values.py \
   tests/weights/test_samples.py tests/test_docs.py tests/test_layout.py
 
 READY := $(STAMPS)/extension $(STAMPS)/zentorch

@@ -18,7 +18,7 @@ from qcompile import versions
 from qcompile.errors import UnsupportedVersionError
 from qcompile.torch_internals import registration
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
