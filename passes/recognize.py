@@ -163,6 +163,7 @@ def _site(
         zero_range=reading.zero_range,
         device=value(product.x).device.type,
         allow_a8=state.options.allow_a8,
+        act_zero=rounded is not None and rounded.zero is not None,
     )
     row = SiteReport(
         module=module_path(state, product.node, low),

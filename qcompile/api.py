@@ -107,7 +107,7 @@ def pack_linear(
     wanted = None if kernel is None else find(kernel)
     if activation is None:
         activation = NO_ACTIVATION_QUANT if wanted is None else wanted.activation or wanted.default_activation
-    site = replace(site_of(weight, dtype, bias, activation), allow_a8=allow_a8)
+    site = replace(site_of(weight, dtype, bias, activation, act_zero), allow_a8=allow_a8)
     here = platform()
     if wanted is None:
         able = [row for row in kernels().values() if not row.reasons(site, here)]
@@ -118,13 +118,13 @@ def pack_linear(
         raise KernelRefusedError(wanted.name, reasons)
     chosen = wanted
     operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
-    packed = chosen.pack(operands, site)
+    packed = chosen.packed(operands, site)
     if chosen.retire_addresses:
         from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena
 
         packed = tuple(retired(tensor) for tensor in packed)
 
     def run(x: Tensor) -> Tensor:
-        return chosen.call(x, packed, site)
+        return chosen.run(x, packed, site)
 
     return run

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qcompile.errors import WeightError
 from qcompile.hardware import Platform
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
 
@@ -18,11 +19,35 @@ def unmet(*needs: tuple[bool, str]) -> Reasons:
     return tuple(sentence for met, sentence in needs if not met)
 
 
+class Extras(NamedTuple):
+    """What a call takes besides x and the packed weight: None where the linear has none. The pipeline carries them.
+
+    perm       int64 [K]: the weight's column i belongs to column perm[i] of x (act-order)
+    bias       float [N]
+    act_scale  float [1], the scale of a static activation; act_zero: its zero point
+    """
+
+    perm: Tensor | None = None
+    bias: Tensor | None = None
+    act_scale: Tensor | None = None
+    act_zero: Tensor | None = None
+
+    def rows(self, x: Tensor, k: int) -> Tensor:
+        """x as contiguous [M, K], its columns in the order in which the weight stores them."""
+        flat = x.reshape(-1, k)
+        return flat.contiguous() if self.perm is None else flat.index_select(-1, self.perm)
+
+    def plus_bias(self, y: Tensor) -> Tensor:
+        """y with the bias, in the dtype of y."""
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One quantized linear as the eligibility rules see it: y = act(x) @ W.T + bias, x [..., K] of `dtype`.
 
     symmetric: no zero points. zero_range: least and largest zero point (unsigned convention), (0, 0) if symmetric.
+    act_zero: a static activation has a zero point.
     allow_a8: the user permits quantizing activations although the checkpoint does not ask for it.
     """
 
@@ -40,10 +65,17 @@ class Site:
     zero_range: tuple[int, int] = (0, 0)
     device: str = "cpu"
     allow_a8: bool = False
+    act_zero: bool = False
 
     @property
     def groups(self) -> int:
         return self.k // self.group
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of the extras that it has, in the order of `Extras`."""
+        there = (self.act_order, self.has_bias, self.activation.kind == "tensor", self.act_zero)
+        return tuple(name for name, has in zip(Extras._fields, there, strict=True) if has)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +87,7 @@ class FewRows:
     """
 
     kernel: str
-    call: Callable[[Tensor, tuple[Tensor, ...], Site, int], Tensor]
+    call: Callable[[Tensor, tuple[Tensor, ...], Extras, Site, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +96,12 @@ class Kernel:
 
     missing   what this platform lacks for it (hardware, library, operator, schema argument); empty = it runs here
     refuses   what it cannot take of a site; all reasons, empty = it takes it
-    pack      Operands (constants) -> packed tensors; straight-line torch code without data-dependent control flow and without
-              .item(), because it is traced with fx proxies into the graph and folded there
-    call      (x [..., K], packed, site) -> y [..., N] in x.dtype; torch code that traces to few operators. Leading
+    pack      codes, scales and zeros of Operands (constants) -> packed tensors; straight-line torch code without data-dependent
+              control flow and without .item(), because it is traced with fx proxies into the graph and folded there
+    call      (x [..., K], packed, extras, site) -> y [..., N] in x.dtype; torch code that traces to few operators. Leading
               dimensions may be symbolic: use reshape(-1, K), never int(x.shape[0])
     seconds   predicted time for m rows on this platform, for the order of choice
+    extras    brings the extras into the form that `call` reads, when packing; as they are where it is left out
     activation  how the kernel itself rounds activations (None: exactly as the site says); verified against that
     default_activation  what pack_linear assumes for a kernel that only computes with quantized activations
     form      kernels whose form for a site is equal read the same packed tensors, so that each graph of a model may take the one
@@ -84,8 +117,9 @@ class Kernel:
     missing: Callable[[Platform], Reasons]
     refuses: Callable[[Site], Reasons]
     pack: Callable[[Operands, Site], tuple[Tensor, ...]]
-    call: Callable[[Tensor, tuple[Tensor, ...], Site], Tensor]
+    call: Callable[[Tensor, tuple[Tensor, ...], Extras, Site], Tensor]
     seconds: Callable[[Site, int, Platform], float]
+    extras: Callable[[Extras, Site], Extras] | None = None
     activation: ActivationQuant | None = None
     default_activation: ActivationQuant = NO_ACTIVATION_QUANT
     form: Callable[[Site], str] | None = None
@@ -104,6 +138,24 @@ class Kernel:
             site = replace(site, device=where.device)
         return (*self.missing(where), *self.refuses(site))
 
+    def packed(self, operands: Operands, site: Site) -> tuple[Tensor, ...]:
+        """All constants of a call: the packed weight, then the extras that the site has."""
+        if "act_scale" in site.extras and operands.act_scale is None:
+            raise WeightError("act_scale", "a static activation scale", "None")
+        extras = Extras(**{name: getattr(operands, name) for name in site.extras})
+        if self.extras is not None:
+            extras = self.extras(extras, site)
+        return (*self.pack(operands, site), *(tensor for tensor in extras if tensor is not None))
+
+    def run(self, x: Tensor, packed: tuple[Tensor, ...], site: Site, few_rows: int = 0) -> Tensor:
+        """y for what `packed` gave. few_rows: x of fewer rows runs in the kernel that `few` names."""
+        names = site.extras
+        weight, rest = packed[: len(packed) - len(names)], packed[len(packed) - len(names) :]
+        extras = Extras(**dict(zip(names, rest, strict=True)))
+        if few_rows and self.few is not None:
+            return self.few.call(x, weight, extras, site, few_rows)
+        return self.call(x, weight, extras, site)
+
     def rounding(self, site: Site) -> ActivationQuant:
         """How this kernel rounds the activations of this site: in its own way, or as asked; if not asked, as it must."""
         if self.activation is not None:
@@ -111,7 +163,9 @@ class Kernel:
         return self.default_activation if site.activation.is_none else site.activation
 
 
-def site_of(weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, activation: ActivationQuant) -> Site:
+def site_of(
+    weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, activation: ActivationQuant, act_zero: Tensor | None = None
+) -> Site:
     """The Site that describes `weight` in a linear with activations of `dtype`."""
     zeros = weight.zeros
     return Site(
@@ -128,6 +182,7 @@ def site_of(weight: QuantizedWeight, dtype: torch.dtype, bias: Tensor | None, ac
         activation=activation,
         zero_range=(int(zeros.min()), int(zeros.max())) if zeros is not None and zeros.numel() else (0, 0),
         device=weight.codes.device.type,
+        act_zero=activation.kind == "tensor" and act_zero is not None,
     )
 
 
@@ -155,6 +210,4 @@ class KernelCall:
         return found | ({"few_rows": self.few_rows} if self.few_rows else {})
 
     def __call__(self, x: Tensor, *packed: Tensor) -> Tensor:
-        if self.few_rows and self.kernel.few is not None:
-            return self.kernel.few.call(x, packed, self.site, self.few_rows)
-        return self.kernel.call(x, packed, self.site)
+        return self.kernel.run(x, packed, self.site, self.few_rows)

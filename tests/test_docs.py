@@ -3,11 +3,12 @@
 import re
 import sys
 import types
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.weights import reference
 
 from qcompile.cli import COMMANDS, parser
 from qcompile.hardware import platform
@@ -114,11 +115,13 @@ def test_the_kernel_of_the_readme_works(monkeypatch: pytest.MonkeyPatch) -> None
     (kernel,) = module.KERNELS
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-8, 8, (16, 64), generator=generator, dtype=torch.int8)
-    weight = QuantizedWeight(codes, torch.rand(16, 2, generator=generator) + 0.1, bits=4, group=32)
-    site = site_of(weight, torch.float32, None, NO_ACTIVATION_QUANT)
-    assert kernel.reasons(site, platform()) == ()
-    x = torch.randn(3, 64, generator=generator)
-    packed = kernel.pack(Operands(weight.codes, weight.scales), site)
-    assert sqnr_db(x @ weight.dequantize().T, kernel.call(x, packed, site)) > 100
-    wide = site_of(QuantizedWeight(codes, weight.scales, bits=8, group=32), torch.float32, None, NO_ACTIVATION_QUANT)
+    plain = QuantizedWeight(codes, torch.rand(16, 2, generator=generator) + 0.1, bits=4, group=32)
+    x, bias = torch.randn(2, 3, 64, generator=generator), torch.randn(16, generator=generator)
+    perm = torch.randperm(64, generator=generator)
+    for weight, extra in ((plain, None), (replace(plain, perm=perm), bias)):
+        site = site_of(weight, torch.float32, extra, NO_ACTIVATION_QUANT)
+        assert kernel.reasons(site, platform()) == ()
+        y = kernel.run(x, kernel.packed(Operands(weight.codes, weight.scales, None, weight.perm, extra), site), site)
+        assert sqnr_db(reference(x, weight, extra), y) > 100
+    wide = site_of(QuantizedWeight(codes, plain.scales, bits=8, group=32), torch.float32, None, NO_ACTIVATION_QUANT)
     assert kernel.reasons(wide, platform()) == ("takes 4-bit weights, got 8",)

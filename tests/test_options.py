@@ -13,7 +13,7 @@ from torch import Tensor
 import qcompile
 from qcompile import passes as pipeline_of
 from qcompile.errors import UnknownNameError, UnservedError
-from qcompile.kernel import Kernel, Site
+from qcompile.kernel import Extras, Kernel, Site
 from qcompile.meaning import Operands, dequantize, sqnr_db
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets import reference
@@ -43,9 +43,9 @@ def run(model: Any, **options: Any) -> tuple[SiteReport, ...]:
 # Kernels made for a test: rows beside the real ones.
 
 
-def right_call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    w = reference.operands(packed, site)
-    return linear(x, dequantize(w.codes, w.scales, w.zeros, site.group, site.codebook, x.dtype))
+def right_call(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    codes, scales, *zeros = packed
+    return linear(x, dequantize(codes, scales, zeros[0] if zeros else None, site.group, site.codebook, x.dtype))
 
 
 def fake(name: str, **fields: Any) -> Kernel:
@@ -66,8 +66,8 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Any:
     return add
 
 
-def wrong_call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    return right_call(x, packed, site) * 1.02
+def wrong_call(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    return right_call(x, packed, extras, site) * 1.02
 
 
 def raising(*_: Any) -> Any:
@@ -199,9 +199,9 @@ def test_verify_off_believes_the_kernel(register: Any) -> None:
 def test_verify_structure_asks_once_and_every_asks_for_each(register: Any) -> None:
     asked: list[int] = []
 
-    def counted(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+    def counted(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
         asked.append(site.n)
-        return right_call(x, packed, site)
+        return right_call(x, packed, extras, site)
 
     register(fake("counted", call=counted))
     counts = []
@@ -218,9 +218,9 @@ BROKEN: dict[str, dict[str, Any]] = {
     "pack": {"pack": raising},
     "call": {"call": raising},
     "untraceable pack": {"pack": untraceable_pack},
-    "shape": {"call": lambda x, packed, site: right_call(x, packed, site)[..., :-1]},
-    "dtype": {"call": lambda x, packed, site: right_call(x, packed, site).double()},
-    "NaN": {"call": lambda x, packed, site: right_call(x, packed, site) * float("nan")},
+    "shape": {"call": lambda x, packed, extras, site: right_call(x, packed, extras, site)[..., :-1]},
+    "dtype": {"call": lambda x, packed, extras, site: right_call(x, packed, extras, site).double()},
+    "NaN": {"call": lambda x, packed, extras, site: right_call(x, packed, extras, site) * float("nan")},
     "refuses": {"refuses": raising},
     "missing": {"missing": raising},
     "seconds": {"seconds": raising},

@@ -39,7 +39,7 @@ def verify(
     try:
         with torch.no_grad(), without_their_messages():
             packed = STORE.fetch(recipe, leaves)
-            y = kernel.call(x, packed, site)
+            y = kernel.run(x, packed, site)
     except Exception as error:  # whatever a foreign library throws: this kernel is not used
         STORE.drop(recipe, leaves)
         return f"failed on a probe: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import FewRows, Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, FewRows, Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
@@ -96,18 +96,15 @@ def a8_group(site: Site) -> int:
     return gcd(site.group, A8_GROUP)
 
 
-def _extras(weight: Operands) -> tuple[Tensor, ...]:
-    """perm, bias, act_scale and act_zero as far as they are there."""
-    extras = []
-    if weight.perm is not None:
-        extras.append(weight.perm.to(torch.int64))
-    if weight.bias is not None:
-        extras.append(weight.bias.to(torch.float32))
-    if weight.act_scale is not None:
-        extras.append(weight.act_scale.reshape(1))
-        if weight.act_zero is not None:
-            extras.append(weight.act_zero.reshape(1).to(torch.float32))
-    return tuple(extras)
+def readable_extras(extras: Extras, site: Site) -> Extras:
+    """The bias and a static zero point as float32."""
+    perm, bias, scale, zero = extras
+    return Extras(
+        None if perm is None else perm.to(torch.int64),
+        None if bias is None else bias.to(torch.float32),
+        None if scale is None else scale.reshape(1),
+        None if zero is None else zero.reshape(1).to(torch.float32),
+    )
 
 
 def int4_group(site: Site) -> int:
@@ -116,7 +113,7 @@ def int4_group(site: Site) -> int:
 
 
 def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(packed bytes, perm if any, bias if any), with every group cut into parts of `int4_group`."""
+    """(packed bytes), with every group cut into parts of `int4_group`."""
     group = int4_group(site)
     scales, zeros = weight.scales, weight.zeros
     if group != site.group:
@@ -124,20 +121,13 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
         scales = scales.repeat_interleave(parts, 1)
         zeros = None if zeros is None else zeros.repeat_interleave(parts, 1)
     packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, scales, zeros, group)
-    return (packed, *_extras(weight))
+    return (packed,)
 
 
 def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(packed bytes, perm if any, bias if any, static scale if any, its zero point if any)."""
+    """(packed bytes)."""
     packed = torch.ops.qcompile.native_int8_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
-    return (packed, *_extras(weight))
-
-
-def _perm_bias(packed: tuple[Tensor, ...], site: Site) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    rest = list(packed[1:])
-    perm = rest.pop(0) if site.act_order else None
-    bias = rest.pop(0) if site.has_bias else None
-    return perm, bias, rest
+    return (packed,)
 
 
 def layout() -> str:
@@ -145,31 +135,29 @@ def layout() -> str:
     return f"native {PACKED_LAYOUT}"
 
 
-def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    perm, bias, _ = _perm_bias(packed, site)
-    y: Tensor = torch.ops.qcompile.native_int4_linear.default(x, packed[0], perm, bias, site.n, site.k, int4_group(site))
+def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    y: Tensor = torch.ops.qcompile.native_int4_linear.default(
+        x, packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
+    )
     return y
 
 
-def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    perm, bias, _ = _perm_bias(packed, site)
-    y: Tensor = torch.ops.qcompile.native_int8_a16_linear.default(x, packed[0], perm, bias, site.n, site.k, site.group)
+def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    y: Tensor = torch.ops.qcompile.native_int8_a16_linear.default(
+        x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group
+    )
     return y
 
 
-def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, kind: str, group: int, few: int) -> Tensor:
-    perm, bias, static = _perm_bias(packed, site)
-    scale = static[0] if static else None
-    zero = static[1] if len(static) > 1 else None
+def _call_rounded(
+    op: Any, x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site, kind: str, group: int, few: int
+) -> Tensor:
     asked = OWN_ROUNDING if site.activation.is_none else site.activation
     narrow = asked.arithmetic == "input"
     y: Tensor = op(
         x,
         packed[0],
-        perm,
-        bias,
-        scale,
-        zero,
+        *extras,
         site.n,
         site.k,
         group,
@@ -182,16 +170,16 @@ def _call_rounded(op: Any, x: Tensor, packed: tuple[Tensor, ...], site: Site, ki
     return y
 
 
-def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site, few: int = 0) -> Tensor:
+def call_int8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site, few: int = 0) -> Tensor:
     """few: x of fewer rows is not rounded."""
     kind = "token" if site.activation.is_none else site.activation.kind
-    return _call_rounded(torch.ops.qcompile.native_int8_linear.default, x, packed, site, kind, site.group, few)
+    return _call_rounded(torch.ops.qcompile.native_int8_linear.default, x, packed, extras, site, kind, site.group, few)
 
 
-def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], site: Site, few: int = 0) -> Tensor:
+def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site, few: int = 0) -> Tensor:
     """few: x of fewer rows is not rounded."""
     kind = "group" if site.activation.is_none else site.activation.kind
-    return _call_rounded(torch.ops.qcompile.native_int4_a8_linear.default, x, packed, site, kind, a8_group(site), few)
+    return _call_rounded(torch.ops.qcompile.native_int4_a8_linear.default, x, packed, extras, site, kind, a8_group(site), few)
 
 
 def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tuple[int, float], ...], *, int8: bool) -> float:
@@ -210,6 +198,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int4,
         pack=pack_int4,
         call=call_int4,
+        extras=readable_extras,
         form=lambda site: f"int4 in groups of {int4_group(site)}",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, _wide(site), int8=False),
@@ -221,6 +210,7 @@ KERNELS: tuple[Kernel, ...] = (
         stored_bits=8,
         pack=pack_int8,
         call=call_int8,
+        extras=readable_extras,
         form=lambda _: "int8",
         few=FewRows("native.int8_a16", call_int8),
         layout=layout,
@@ -234,6 +224,7 @@ KERNELS: tuple[Kernel, ...] = (
         stored_bits=8,
         pack=pack_int8,
         call=call_int8_a16,
+        extras=readable_extras,
         form=lambda _: "int8",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 8, _wide(site), int8=False),
@@ -244,6 +235,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_int4_a8,
         pack=pack_int4,
         call=call_int4_a8,
+        extras=readable_extras,
         form=lambda site: f"int4 in groups of {int4_group(site)}",
         few=FewRows("native.int4", call_int4_a8),
         layout=layout,

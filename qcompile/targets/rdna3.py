@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (
@@ -142,7 +142,7 @@ def refuses_vllm(site: Site) -> Reasons:
 
 
 def pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(b_q_weight int32 [K/8, N], b_qzeros int32 [G, N/8], b_scales [G, N], permutation int32 [K] or [0], bias [N] if any)."""
+    """(b_q_weight int32 [K/8, N], b_qzeros int32 [G, N/8], b_scales [G, N])."""
     n, k, groups = site.n, site.k, site.groups
     if weight.zeros is None:
         codes = packed_codes(weight.codes, n, k, SYMMETRIC_OFFSET)
@@ -150,33 +150,35 @@ def pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     else:
         codes = packed_codes(weight.codes, n, k, 0)
         zeros = packed_zeros(weight.zeros, n, groups, 0 if stores_v2(site) else -1)
-    scales = weight.scales.to(site.dtype).t().contiguous()
-    perm = weight.codes.new_empty((0,), dtype=torch.int32) if weight.perm is None else weight.perm.to(torch.int32)
-    bias = () if weight.bias is None else (weight.bias.to(site.dtype),)
-    return (codes, zeros, scales, perm, *bias)
+    return (codes, zeros, weight.scales.to(site.dtype).t().contiguous())
 
 
-def finished(y: Tensor, x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    """The rows of y with the bias, in the leading dimensions of x."""
-    biased = y + packed[4] if site.has_bias else y
-    return biased.reshape((*x.shape[:-1], site.n))
+def readable_extras(extras: Extras, site: Site) -> Extras:
+    """The permutation as int32, the bias in the dtype of x."""
+    perm, bias = extras.perm, extras.bias
+    return Extras(None if perm is None else perm.to(torch.int32), None if bias is None else bias.to(site.dtype))
 
 
-def call(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    codes, zeros, scales, perm = packed[:4]
+def call(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    codes, zeros, scales = packed
+    perm = codes.new_empty((0,)) if extras.perm is None else extras.perm
     y: Tensor = operator()(x.reshape(-1, site.k).contiguous(), codes, zeros, scales, perm, stores_v2(site))
-    return finished(y, x, packed, site)
+    return extras.plus_bias(y).reshape((*x.shape[:-1], site.n))
 
 
-def call_vllm(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_vllm(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     """vLLM's operator; columns are permuted before it, because two of its paths ignore a permutation that they are given."""
-    codes, zeros, scales, perm = packed[:4]
-    flat = x.reshape(-1, site.k)
-    flat = flat.index_select(-1, perm) if site.act_order else flat.contiguous()
-    given = {"a": flat, "b_q_weight": codes, "b_qzeros": zeros, "b_scales": scales, "use_v2_format": stores_v2(site)}
+    codes, zeros, scales = packed
+    given = {
+        "a": extras.rows(x, site.k),
+        "b_q_weight": codes,
+        "b_qzeros": zeros,
+        "b_scales": scales,
+        "use_v2_format": stores_v2(site),
+    }
     if takes_permutation():
-        given["b_g_idx"] = perm.new_empty((0,))
-    return finished(vllm_operator()(**given), x, packed, site)
+        given["b_g_idx"] = codes.new_empty((0,))
+    return extras.plus_bias(vllm_operator()(**given)).reshape((*x.shape[:-1], site.n))
 
 
 def bytes_read(site: Site) -> float:
@@ -192,8 +194,22 @@ def seconds_vllm(site: Site, m: int, where: Platform) -> float:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel(name="rdna3.gptq_gemm", missing=missing_ours, refuses=common_refusals, pack=pack, call=call, seconds=seconds),
     Kernel(
-        name="rdna3.vllm_gptq_gemm", missing=missing_vllm, refuses=refuses_vllm, pack=pack, call=call_vllm, seconds=seconds_vllm
+        name="rdna3.gptq_gemm",
+        missing=missing_ours,
+        refuses=common_refusals,
+        pack=pack,
+        call=call,
+        extras=readable_extras,
+        seconds=seconds,
+    ),
+    Kernel(
+        name="rdna3.vllm_gptq_gemm",
+        missing=missing_vllm,
+        refuses=refuses_vllm,
+        pack=pack,
+        call=call_vllm,
+        extras=readable_extras,
+        seconds=seconds_vllm,
     ),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections
@@ -74,12 +74,6 @@ def _weight_only(site: Site) -> tuple[tuple[bool, str], ...]:
     )
 
 
-def gathered(x: Tensor, perm: Tensor | None, k: int) -> Tensor:
-    """x as [M, K], its columns in the stored order of an act-order weight."""
-    flat = x.reshape(-1, k)
-    return flat.contiguous() if perm is None else flat.index_select(-1, perm)
-
-
 def int4_group(group: int) -> int:
     """The largest group the operator takes that divides this one; 0 if there is none."""
     return next((size for size in INT4_GROUPS if group % size == 0), 0)
@@ -95,7 +89,7 @@ def refuses_int4(site: Site) -> Reasons:
 
 
 def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(ATen's packed nibbles uint8 [N, K/2], scale and offset [G, N, 2] in the dtype of x, perm if any, bias if any).
+    """(ATen's packed nibbles uint8 [N, K/2], scale and offset [G, N, 2] in the dtype of x).
 
     The operator computes s * (code - 8) + offset with codes of 0 .. 15: offset = (8 - zero) * s.
     """
@@ -107,14 +101,13 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
         offsets = (8 - weight.zeros.to(torch.float32)) * scales
     pairs = torch.stack([scales.t(), offsets.t()], dim=-1).repeat_interleave(site.group // int4_group(site.group), dim=0)
     nibbles = aten._convert_weight_to_int4pack_for_cpu.default(codes, 1)
-    return (nibbles, pairs.to(site.dtype).contiguous(), *_rest(weight))
+    return (nibbles, pairs.to(site.dtype).contiguous())
 
 
-def call_int4(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    nibbles, pairs, *rest = packed
-    perm, bias = _split(rest, site)
-    y: Tensor = aten._weight_int4pack_mm_for_cpu.default(gathered(x, perm, site.k), nibbles, int4_group(site.group), pairs)
-    return _finished(y, bias, x, site)
+def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    nibbles, pairs = packed
+    y: Tensor = aten._weight_int4pack_mm_for_cpu.default(extras.rows(x, site.k), nibbles, int4_group(site.group), pairs)
+    return _finished(y, extras, x, site)
 
 
 def seconds_int4(site: Site, m: int, where: Platform) -> float:
@@ -133,17 +126,16 @@ def refuses_int8(site: Site) -> Reasons:
 
 
 def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(codes int8 [N, K], scales [N] in the dtype of x, perm if any, bias if any)."""
-    return (weight.codes.contiguous(), weight.scales.reshape(-1).to(site.dtype), *_rest(weight))
+    """(codes int8 [N, K], scales [N] in the dtype of x)."""
+    return (weight.codes.contiguous(), weight.scales.reshape(-1).to(site.dtype))
 
 
-def call_int8(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    codes, scales, *rest = packed
-    perm, bias = _split(rest, site)
+def call_int8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    codes, scales = packed
     # A copy: for one row of bfloat16 the operator crashes if x lies at no multiple of 32 bytes, as a slice may (torch 2.13.0).
-    flat = gathered(x, perm, site.k).clone()
+    flat = extras.rows(x, site.k).clone()
     y: Tensor = aten._weight_int8pack_mm.default(flat, codes, scales)
-    return _finished(y, bias, x, site)
+    return _finished(y, extras, x, site)
 
 
 def seconds_int8(site: Site, m: int, where: Platform) -> float:
@@ -168,47 +160,34 @@ def refuses_qlinear(site: Site) -> Reasons:
 
 
 def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(oneDNN's int8 [N, K], scales float32 [N], row sums of the weight float32 [N], perm, bias, static scale and zero if any)."""
+    """(oneDNN's int8 [N, K], scales float32 [N], row sums of the weight float32 [N])."""
     codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
     scales = weight.scales.reshape(-1).to(torch.float32)
     sums = codes.to(torch.float32).sum(-1) * scales
-    static = tuple(tensor for tensor in (weight.act_scale, weight.act_zero) if tensor is not None)
-    return (onednn.pack(codes), scales, sums, *_rest(weight), *static)
+    return (onednn.pack(codes), scales, sums)
 
 
-def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     """y = s * ((q - z) @ W.T) = s * (q @ W.T - z * sum_k W): rounding exactly as the site asks, then the integer product."""
-    weight, scales, sums, *rest = packed
-    perm, bias = _split(rest, site)
-    static = rest[site.act_order + site.has_bias :]
+    weight, scales, sums = packed
     rounding = TOKEN if site.activation.is_none else site.activation
-    flat = gathered(x, perm, site.k)
-    codes, step, offset = rounding.codes(flat, *static)
+    flat = extras.rows(x, site.k)
+    codes, step, offset = rounding.codes(flat, extras.act_scale, extras.act_zero)
     product: Tensor = onednn.linear((codes.to(torch.float32) + 128).to(torch.uint8), weight, scales)
     if offset is not None:
         product = product - offset.to(torch.float32) * sums
     if rounding.kind == "tensor":  # of the other kinds, a NaN is in the step; as a code it would be some number
         product = product + codes.to(torch.float32).sum(-1, keepdim=True) * 0.0
-    return _finished(product * step.to(torch.float32), bias, x, site)
+    return _finished(product * step.to(torch.float32), extras, x, site)
 
 
 def seconds_qlinear(site: Site, m: int, where: Platform) -> float:
     return predicted(where, site.n * site.k + 8.0 * site.n, 2.0 * m * site.n * site.k, m, QLINEAR_FACTORS, int8=True)
 
 
-def _rest(weight: Operands) -> tuple[Tensor, ...]:
-    return tuple(tensor for tensor in (weight.perm, weight.bias) if tensor is not None)
-
-
-def _split(rest: list[Tensor], site: Site) -> tuple[Tensor | None, Tensor | None]:
-    """(perm, bias) from the head of what follows the weight."""
-    return rest[0] if site.act_order else None, rest[site.act_order] if site.has_bias else None
-
-
-def _finished(y: Tensor, bias: Tensor | None, x: Tensor, site: Site) -> Tensor:
+def _finished(y: Tensor, extras: Extras, x: Tensor, site: Site) -> Tensor:
     """y [M, N] with the bias, in the dtype and with the leading dimensions of x."""
-    full = y if bias is None else y + bias.to(y.dtype)
-    return full.to(x.dtype).reshape((*x.shape[:-1], site.n))
+    return extras.plus_bias(y).to(x.dtype).reshape((*x.shape[:-1], site.n))
 
 
 KERNELS: tuple[Kernel, ...] = (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign, empty_output, no_rows
 from qcompile.targets.nibbles import nibbles
@@ -78,48 +78,44 @@ def unsigned(weight: Operands) -> Tensor:
     return weight.codes + SYMMETRIC_ZERO if weight.zeros is None else weight.codes
 
 
-def _rest(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    perm = () if weight.perm is None else (weight.perm,)
-    return perm if weight.bias is None else (*perm, weight.bias.to(site.dtype))
+def readable_extras(extras: Extras, site: Site) -> Extras:
+    """The bias in the dtype of x."""
+    return extras._replace(bias=None if extras.bias is None else extras.bias.to(site.dtype))
 
 
 def pack_gemm(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(nibbles int32 [N, K/8], scales [G, N], zero points, perm if any, bias if any).
+    """(nibbles int32 [N, K/8], scales [G, N], zero points).
 
     Zero points: int8 [8] (one dimension selects the scalar path) for a symmetric weight, otherwise the true ones (nothing is added
     to them) as int32 [G, N/8], packed along N.
     """
     zeros = torch.full_like(weight.codes[0, :1], SYMMETRIC_ZERO) if weight.zeros is None else nibbles(weight.zeros.t())
-    return (nibbles(unsigned(weight)), weight.scales.t().to(site.dtype).contiguous(), zeros, *_rest(weight, site))
+    return (nibbles(unsigned(weight)), weight.scales.t().to(site.dtype).contiguous(), zeros)
 
 
-def call_gemm(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_gemm(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     """The operator reads B as [K/8, N] with stride 1 along K/8, and permutes the columns of A by g_idx itself."""
     if no_rows(x):
         return empty_output(x, site.n)
-    weight, scales, zeros, *rest = packed
-    perm = rest.pop(0) if site.act_order else None
-    bias = rest.pop(0) if site.has_bias else None
+    weight, scales, zeros = packed
     flat = x.reshape(-1, site.k).contiguous()
-    y = GEMM(A=flat, B=weight.t(), bias=bias, B_scale=scales, B_zp=zeros, group_size=site.group, g_idx=perm)
+    y = GEMM(A=flat, B=weight.t(), bias=extras.bias, B_scale=scales, B_zp=zeros, group_size=site.group, g_idx=extras.perm)
     return y.reshape((*x.shape[:-1], site.n))
 
 
 def pack_int4pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(nibbles int32 [N, K/8], scales [G, N], zero points int8 [G, N], perm if any, bias if any)."""
+    """(nibbles int32 [N, K/8], scales [G, N], zero points int8 [G, N])."""
     zeros = torch.full_like(weight.scales, SYMMETRIC_ZERO, dtype=torch.int8) if weight.zeros is None else weight.zeros
     scales = weight.scales.t().to(site.dtype).contiguous()
-    return (nibbles(unsigned(weight)), scales, zeros.t().contiguous(), *_rest(weight, site))
+    return (nibbles(unsigned(weight)), scales, zeros.t().contiguous())
 
 
-def call_int4pack(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_int4pack(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     if no_rows(x):
         return empty_output(x, site.n)
-    weight, scales, zeros, *rest = packed
-    flat = x.reshape(-1, site.k)
-    flat = flat.index_select(-1, rest.pop(0)) if site.act_order else flat.contiguous()
-    y = INT4PACK(self=flat, mat2=weight, qGroupSize=site.group, qScale=scales, qZeros=zeros)
-    return (y + rest.pop(0) if site.has_bias else y).reshape((*x.shape[:-1], site.n))
+    weight, scales, zeros = packed
+    y = INT4PACK(self=extras.rows(x, site.k), mat2=weight, qGroupSize=site.group, qScale=scales, qZeros=zeros)
+    return extras.plus_bias(y).reshape((*x.shape[:-1], site.n))
 
 
 def _bytes(site: Site) -> float:
@@ -133,6 +129,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses,
         pack=pack_gemm,
         call=call_gemm,
+        extras=readable_extras,
         seconds=lambda site, m, where: predicted(where, _bytes(site), 2.0 * m * site.n * site.k, m, GEMM_FACTORS),
     ),
     Kernel(
@@ -141,6 +138,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses,
         pack=pack_int4pack,
         call=call_int4pack,
+        extras=readable_extras,
         seconds=lambda site, m, where: predicted(where, _bytes(site), 2.0 * m * site.n * site.k, m, INT4PACK_FACTORS),
     ),
 )

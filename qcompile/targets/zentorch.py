@@ -12,7 +12,7 @@ from torch import Tensor
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import predicted
 from qcompile.hardware.libraries import zentorch_hardware
-from qcompile.kernel import Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
 from qcompile.meaning import Operands
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
@@ -41,9 +41,9 @@ def readable_scales(scales: Tensor, site: Site) -> Tensor:
     return scales if site.scale_dtype == torch.bfloat16 else scales.to(torch.float32)
 
 
-def gathered(x: Tensor, perm: Tensor | None) -> Tensor:
-    """The columns of x in the stored order of an act-order weight; contiguous, because the operators read raw memory."""
-    return x.contiguous() if perm is None else x.index_select(-1, perm)
+def readable_extras(extras: Extras, site: Site) -> Extras:
+    """float32 holds a bias of any dtype, and both operators take it."""
+    return extras._replace(bias=None if extras.bias is None else extras.bias.to(torch.float32).contiguous())
 
 
 def layout() -> str:
@@ -66,25 +66,23 @@ def refuses_woq(site: Site) -> Reasons:
 
 
 def pack_woq(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(nibbles int32 [N, K/8], scales [G, N], zeros int8 [G, N] if any, perm if any, bias if any).
+    """(nibbles int32 [N, K/8], scales [G, N], zeros int8 [G, N] if any).
 
     With zero points the operator reads nibbles as 0 .. 15, without them as -8 .. 7; the canonical codes have the same signs.
     """
     packed = [zentorch_prepack.repack(weight.codes), readable_scales(weight.scales, site).t().contiguous()]
     if weight.zeros is not None:
         packed.append(weight.zeros.t().contiguous())
-    return (*packed, *_rest(weight))
+    return tuple(packed)
 
 
-def call_woq(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_woq(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     if no_rows(x):
         return empty_output(x, site.n)
-    nibbles, scales, *rest = packed
-    zeros = None if site.symmetric else rest.pop(0)
-    perm = rest.pop(0) if site.act_order else None
-    bias = rest.pop(0) if site.has_bias else None
-    flat = gathered(x, perm).reshape(-1, site.k)
-    result = WOQ(input=flat, weight=nibbles.t(), weight_scales=scales, weight_zero_points=zeros, bias=bias)
+    nibbles, scales, *zeros = packed
+    points = zeros[0] if zeros else None
+    flat = extras.rows(x, site.k)
+    result = WOQ(input=flat, weight=nibbles.t(), weight_scales=scales, weight_zero_points=points, bias=extras.bias)
     return result.reshape((*x.shape[:-1], site.n))
 
 
@@ -109,34 +107,26 @@ def refuses_qlinear(site: Site) -> Reasons:
 
 
 def pack_qlinear(weight: Operands, site: Site) -> tuple[Tensor, ...]:
-    """(codes int8 [N, K] or prepacked bytes, scales [N], perm if any, bias if any); narrow codes have their zeros subtracted."""
+    """(codes int8 [N, K] or prepacked bytes, scales [N]); narrow codes have their zeros subtracted."""
     codes = weight.codes if weight.zeros is None else weight.codes - weight.zeros
     stored = zentorch_prepack.prepack(codes) if zentorch_prepack.serves(site.n, site.k) else codes.contiguous()
-    return (stored, readable_scales(weight.scales, site).reshape(-1), *_rest(weight))
+    return (stored, readable_scales(weight.scales, site).reshape(-1))
 
 
-def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def call_qlinear(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     if no_rows(x):
         return empty_output(x, site.n)
-    codes, scales, *rest = packed
-    perm = rest.pop(0) if site.act_order else None
-    bias = rest.pop(0) if site.has_bias else None
-    flat = gathered(x, perm).reshape(-1, site.k)
+    codes, scales = packed
+    flat = extras.rows(x, site.k)
     prepacked = zentorch_prepack.serves(site.n, site.k)
     weight = codes.as_strided((site.n, site.k), (site.k, 1)) if prepacked else codes
-    result = QLINEAR(input=flat, weight=weight, weight_scales=scales, bias=bias, is_weight_prepacked=prepacked)
+    result = QLINEAR(input=flat, weight=weight, weight_scales=scales, bias=extras.bias, is_weight_prepacked=prepacked)
     return marked(result, flat).reshape((*x.shape[:-1], site.n))
 
 
 def seconds_qlinear(site: Site, m: int, where: Platform) -> float:
     size = site.n * site.k + 4.0 * site.n
     return predicted(where, size, 2.0 * m * site.n * site.k, m, QLINEAR_FACTORS, int8=True)
-
-
-def _rest(weight: Operands) -> tuple[Tensor, ...]:
-    """The permutation and the bias, if there; float32 holds a bias of any dtype, and the operators take it."""
-    perm = () if weight.perm is None else (weight.perm,)
-    return perm if weight.bias is None else (*perm, weight.bias.to(torch.float32).contiguous())
 
 
 KERNELS: tuple[Kernel, ...] = (
@@ -147,6 +137,7 @@ KERNELS: tuple[Kernel, ...] = (
         stored_bits=8,
         pack=pack_qlinear,
         call=call_qlinear,
+        extras=readable_extras,
         seconds=seconds_qlinear,
         activation=QLINEAR_ROUNDING,
         default_activation=QLINEAR_ROUNDING,
@@ -159,6 +150,7 @@ KERNELS: tuple[Kernel, ...] = (
         refuses=refuses_woq,
         pack=pack_woq,
         call=call_woq,
+        extras=readable_extras,
         seconds=seconds_woq,
         retire_addresses=True,
         layout=layout,

@@ -38,15 +38,17 @@ def operands(site: Site) -> Operands:
     perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
     bias = torch.zeros(site.n, dtype=site.dtype, device="cpu") if site.has_bias else None
     static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.kind == "tensor" else None
-    return Operands(codes, scales, zeros, perm, bias, static, None)
+    # A power of two: what it adds to the codes of a token of zeros can be subtracted again exactly.
+    static_zero = torch.tensor([16.0], dtype=site.dtype, device="cpu") if site.act_zero else None
+    return Operands(codes, scales, zeros, perm, bias, static, static_zero)
 
 
 def prepared(kernel: Kernel, site: Site, weight: Operands) -> Run:
     """The kernel with the weight packed."""
-    packed = kernel.pack(weight, site)
+    packed = kernel.packed(weight, site)
     if kernel.retire_addresses:
         packed = tuple(retired(tensor) for tensor in packed)
-    return lambda x: kernel.call(x, packed, site)
+    return lambda x: kernel.run(x, packed, site)
 
 
 def dense(site: Site) -> Run:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from qcompile.kernel import Kernel, Site
@@ -20,8 +20,8 @@ Measured = Mapping[str, Mapping[int, float]]  # kernel name -> rows of x -> seco
 
 def site_key(site: Site) -> str:
     """The parts of a site that a time depends on."""
-    plain = replace(site, zero_range=(0, 0), allow_a8=False)
-    return " ".join(f"{f.name}={getattr(plain, f.name)}" for f in fields(plain) if f.name not in ("zero_range", "allow_a8"))
+    other = ("zero_range", "allow_a8", "act_zero")
+    return " ".join(f"{f.name}={getattr(site, f.name)}" for f in fields(site) if f.name not in other)
 
 
 class Tuner:

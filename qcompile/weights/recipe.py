@@ -117,7 +117,7 @@ def emit_pack(graph: fx.Graph, emit: Emitter, kernel: Kernel, site: Site, operan
     """Nodes at the insertion point that pack the operands for the kernel."""
     nodes: Any = tuple(operands)
     packed: tuple[fx.Node, ...] = emit(
-        graph, lambda *tensors: tuple(kernel.pack(Operands(*tensors), site)), nodes, ("pack", kernel.name, site)
+        graph, lambda *tensors: kernel.packed(Operands(*tensors), site), nodes, ("pack", kernel.name, site)
     )
     return packed
 

@@ -12,7 +12,7 @@ from support.native_weights import DTYPES, EVERY_DTYPE, EVERY_LEVEL, require_ker
 from torch import Tensor
 
 from qcompile.hardware import platform
-from qcompile.kernel import Kernel, Site
+from qcompile.kernel import Extras, Kernel, Site
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands
 from qcompile.targets import native
 from qcompile.targets.native import OWN_ROUNDING
@@ -83,7 +83,7 @@ def test_kernels_at_their_edges(kernel: Kernel, dtype: torch.dtype) -> None:
 
 def _at(level: int, kernel: Kernel, site: Site, operands: Operands) -> Callable[[Tensor], Tensor]:
     """The native kernel's operator at one level."""
-    packed = kernel.pack(operands, site)
+    packed = kernel.packed(operands, site)
     ops: Any = torch.ops.qcompile
     unrounded = {"native.int4": ops.native_int4_linear, "native.int8_a16": ops.native_int8_a16_linear}
     if kernel.name in unrounded:
@@ -91,7 +91,9 @@ def _at(level: int, kernel: Kernel, site: Site, operands: Operands) -> Callable[
         return lambda x: op(x, packed[0], None, None, site.n, site.k, site.group, level=level)
     op = partial((ops.native_int4_a8_linear if kernel.name == "native.int4_a8" else ops.native_int8_linear).default, level=level)
     kind = site.activation.kind
-    return lambda x: native._call_rounded(op, x, packed, site, kind, site.group, 0)  # pyright: ignore[reportPrivateUsage]
+    return lambda x: native._call_rounded(
+        op, x, packed[:1], Extras(**dict(zip(site.extras, packed[1:], strict=True))), site, kind, site.group, 0
+    )  # pyright: ignore[reportPrivateUsage]
 
 
 @EVERY_LEVEL

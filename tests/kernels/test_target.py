@@ -148,11 +148,11 @@ def test_with_and_without_rounding_one_packed_weight_is_read(group: int) -> None
     site = replace(SITE, n=48, k=256, group=group, symmetric=False, dtype=torch.float32, allow_a8=True)
     plain, rounding = kernels()["native.int4"], kernels()["native.int4_a8"]
     assert plain.form is not None and rounding.form is not None and plain.form(site) == rounding.form(site)
-    packed = plain.pack(operands, site)
-    assert all(torch.equal(left, right) for left, right in zip(packed, rounding.pack(operands, site), strict=True))
+    packed = plain.packed(operands, site)
+    assert all(torch.equal(left, right) for left, right in zip(packed, rounding.packed(operands, site), strict=True))
     x = torch.randn(5, 256, generator=torch.Generator().manual_seed(2))
     want = torch.nn.functional.linear(x, weight.dequantize())
-    assert sqnr_db(want, plain.call(x, packed, site)) > 110
-    assert sqnr_db(want, rounding.call(x, packed, site)) > 40
+    assert sqnr_db(want, plain.run(x, packed, site)) > 110
+    assert sqnr_db(want, rounding.run(x, packed, site)) > 40
     alone = replace(site, allow_a8=False)
     assert plain.form(alone) == f"int4 in groups of {group}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qcompile.kernel import Kernel, Site
+from qcompile.kernel import Extras, Kernel, Site
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.proofs import extremes
 from qcompile.targets.registry import find
@@ -20,20 +20,20 @@ def changed(kernel: Kernel, **parts: object) -> Kernel:
     return replace(kernel, name="changed", **parts)  # type: ignore[arg-type]
 
 
-def quiet(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    return GOOD.call(x.nan_to_num(), packed, site).nan_to_num()
+def quiet(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    return GOOD.call(x.nan_to_num(), packed, extras, site).nan_to_num()
 
 
-def shifted(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    return GOOD.call(x, packed, site) + 1e-3
+def shifted(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    return GOOD.call(x, packed, extras, site) + 1e-3
 
 
-def spread(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
-    y = GOOD.call(x, packed, site)
+def spread(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    y = GOOD.call(x, packed, extras, site)
     return y if bool(y.isfinite().all()) else torch.full_like(y, torch.nan)
 
 
-def failing(x: Tensor, packed: tuple[Tensor, ...], site: Site) -> Tensor:
+def failing(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     raise RuntimeError("no such luck")
 
 

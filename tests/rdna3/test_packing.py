@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from qcompile.kernel import Site
 from qcompile.meaning import Operands, QuantizedWeight
 from qcompile.targets import rdna3
+from qcompile.targets.registry import find
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # a word, lowest nibble first, holds q0 q2 q4 q6 q1 q3 q5 q7
 
@@ -59,10 +60,10 @@ def test_every_code_and_zero_point_is_in_its_place(
 ) -> None:
     one = weight(8 * n, 32 * groups, 32, seed, zero_range, act_order=act_order)
     where = site(one, zero_range)
-    qweight, qzeros, scales, perm = rdna3.pack(Operands(one.codes, one.scales, one.zeros, one.perm), where)
-    assert qweight.dtype == qzeros.dtype == perm.dtype == torch.int32
+    qweight, qzeros, scales, *perm = find("rdna3.gptq_gemm").packed(Operands(one.codes, one.scales, one.zeros, one.perm), where)
+    assert qweight.dtype == qzeros.dtype == torch.int32 and all(tensor.dtype == torch.int32 for tensor in perm)
     assert scales.dtype == torch.float16
-    assert all(tensor.is_contiguous() for tensor in (qweight, qzeros, scales, perm))
+    assert all(tensor.is_contiguous() for tensor in (qweight, qzeros, scales, *perm))
     words = nibbles(qweight)
     for row, line in enumerate(words):
         for column, word in enumerate(line):
@@ -73,7 +74,7 @@ def test_every_code_and_zero_point_is_in_its_place(
     expected = torch.full((groups, 8 * n), 8) if one.zeros is None else one.zeros.t().long()
     assert torch.equal(effective, expected)
     assert torch.equal(scales, one.scales.t().half())
-    assert torch.equal(perm.long(), torch.empty(0, dtype=torch.long) if one.perm is None else one.perm)
+    assert not perm if one.perm is None else torch.equal(perm[0].long(), one.perm)
 
 
 def test_awq_zero_point_0_and_gptq_zero_point_16_survive() -> None:
@@ -89,7 +90,7 @@ def test_packing_is_straight_line_code(zero_range: tuple[int, int] | None) -> No
     where = site(one, zero_range, bias=True)
 
     def pack(codes: Tensor, scales: Tensor, zeros: Tensor, perm: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return rdna3.pack(Operands(codes, scales, None if where.symmetric else zeros, perm, bias), where)
+        return find("rdna3.gptq_gemm").packed(Operands(codes, scales, None if where.symmetric else zeros, perm, bias), where)
 
     traced: Any = fx.symbolic_trace(pack)
     assert one.perm is not None

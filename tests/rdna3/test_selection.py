@@ -134,10 +134,10 @@ def vllm(request: pytest.FixtureRequest, emulated_op: Any) -> Iterator[int]:
 def test_vllms_operator_is_bound_by_its_live_schema(vllm: int) -> None:
     row = find("rdna3.vllm_gptq_gemm")
     one = case(3, 64, 128, 32, torch.float16)
-    packed = (one.qweight, one.qzeros, one.scales, torch.empty(0, dtype=torch.int32))
+    packed = (one.qweight, one.qzeros, one.scales)
     where = replace(SITE, symmetric=False, zero_range=(1, 16))
     assert row.reasons(where, platform("gfx1100,vllm=present")) == ()
-    assert one.error(row.call(one.a, packed, where)) <= 1e-3
+    assert one.error(row.run(one.a, packed, where)) <= 1e-3
     assert rdna3.takes_permutation() is (vllm == 6)
 
 
@@ -150,18 +150,18 @@ def test_with_five_arguments_act_order_is_refused_for_that_reason(vllm: int) -> 
     else:
         assert reasons == ()
         one = case(3, 64, 128, 32, torch.float16, act_order=True)
-        assert one.error(row.call(one.a, (one.qweight, one.qzeros, one.scales, one.perm), where)) <= 1e-3
+        assert one.error(row.run(one.a, (one.qweight, one.qzeros, one.scales, one.perm), where)) <= 1e-3
 
 
 def test_our_row_computes_leading_dimensions_and_bias(emulated_op: Any) -> None:
     one = case(6, 64, 128, 32, torch.bfloat16, act_order=True)
     where = replace(SITE, dtype=torch.bfloat16, symmetric=False, zero_range=(1, 16), act_order=True, has_bias=True)
     bias = torch.randn(64).bfloat16()
-    y = ours().call(one.a.reshape(2, 3, 128), (one.qweight, one.qzeros, one.scales, one.perm, bias), where)
+    y = ours().run(one.a.reshape(2, 3, 128), (one.qweight, one.qzeros, one.scales, one.perm, bias), where)
     assert y.shape == (2, 3, 64)
     one.expected = one.expected + bias.double()
     assert one.error(y.reshape(6, 64)) <= 5e-3
-    packed = ours().pack(
+    packed = ours().packed(
         Operands(torch.zeros(64, 128, dtype=torch.int8), torch.ones(64, 4), bias=bias), replace(SITE, has_bias=True)
     )
-    assert ours().call(torch.zeros(0, 128).half(), packed, replace(SITE, has_bias=True)).shape == (0, 64)
+    assert ours().run(torch.zeros(0, 128).half(), packed, replace(SITE, has_bias=True)).shape == (0, 64)

@@ -81,4 +81,4 @@ def test_not_finite_activations_stay_not_finite() -> None:
 def test_zero_offsets_are_exact_for_a_symmetric_weight() -> None:
     row, weight = needed("torch.int4pack"), random_weight(16, 64, 32)
     site = site_of(weight, torch.bfloat16, None, ActivationQuant())
-    assert not bool(row.pack(Operands(weight.codes, weight.scales), site)[1][..., 1].any())
+    assert not bool(row.packed(Operands(weight.codes, weight.scales), site)[1][..., 1].any())

@@ -44,28 +44,28 @@ def test_the_packing_stands_in_the_graph(case: tuple[Kernel, Site, Operands, str
     assert shown in operators(graph)
     given = [tensor for tensor in operands if tensor is not None]
     x = inputs(site, 4)
-    assert torch.equal(row.call(x, tuple(graph(*given)), site), row.call(x, row.pack(operands, site), site))
+    assert torch.equal(row.run(x, tuple(graph(*given)), site), row.run(x, row.packed(operands, site), site))
 
 
 def test_the_call_is_few_operators_for_any_size(case: tuple[Kernel, Site, Operands, str, int]) -> None:
     row, site, operands, _, most = case
-    packed = row.pack(operands, site)
+    packed = row.packed(operands, site)
     graph = call_graph(row, site, packed)
     computing = [name for name in operators(graph) if not any(view in name for view in VIEWS)]
     assert len(computing) <= most, computing
     for leading in ((2, 2), (1, 7), (9, 33)):
         x = inputs(site, *leading)
-        assert torch.equal(graph(x, *packed), row.call(x, packed, site))
+        assert torch.equal(graph(x, *packed), row.run(x, packed, site))
 
 
 def test_inductor_computes_the_same(case: tuple[Kernel, Site, Operands, str, int]) -> None:
     row, site, operands, _, _ = case
-    packed = row.pack(operands, site)
+    packed = row.packed(operands, site)
     compiled = torch.compile(call_graph(row, site, packed), dynamic=True, fullgraph=True)
     with torch.no_grad():
         for leading in ((2, 5), (3, 8), (4, 33)):
             x = inputs(site, *leading)
-            expected = row.call(x, packed, site)
+            expected = row.run(x, packed, site)
             y = compiled(x, *packed)
             assert (y.shape, y.dtype) == (expected.shape, expected.dtype)
             torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2 * float(expected.float().abs().max()))

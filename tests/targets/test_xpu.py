@@ -33,7 +33,7 @@ def prepared(
     row = find(name)
     site = replace(site_of(weight, dtype, bias, NO_ACTIVATION_QUANT), device="xpu")
     assert row.reasons(site, platform("xpu")) == ()
-    return row, site, row.pack(Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias), site)
+    return row, site, row.packed(Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias), site)
 
 
 def fitting(weight: QuantizedWeight) -> QuantizedWeight:
@@ -55,7 +55,7 @@ def test_numbers(
         row, site, packed = prepared(name, weight, dtype, bias)
         for leading in ((0,), (1,), (7,), (2, 3), ()):
             x = torch.randn(*leading, k).to(dtype)
-            y, expected = row.call(x, packed, site), reference(x, weight, bias)
+            y, expected = row.run(x, packed, site), reference(x, weight, bias)
             assert (y.dtype, y.shape) == (dtype, expected.shape)
             if y.numel():
                 assert agreement_db(expected, y, x, weight) > 45
@@ -100,7 +100,7 @@ def test_a_contradiction_would_be_seen(emulation: None, name: str) -> None:
     row, site, packed = prepared(name, weight, torch.float16)
     wrong = packed[2].t().contiguous().view(packed[2].shape)
     x = torch.randn(16, 256).half()
-    assert agreement_db(reference(x, weight), row.call(x, (*packed[:2], wrong, *packed[3:]), site), x, weight) < 20
+    assert agreement_db(reference(x, weight), row.run(x, (*packed[:2], wrong, *packed[3:]), site), x, weight) < 20
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_graph_can_be_rewritten_where_the_library_is_absent() -> None:
     graph = call_graph(row, site, packed)
     assert "qcompile.absent_xpu_C_int4_gemm_w4a16.default" in operators(graph)
     with pytest.raises(MissingOperatorError, match="_xpu_C::int4_gemm_w4a16 is not registered"):
-        row.call(torch.randn(1, 64).bfloat16(), packed, site)
+        row.run(torch.randn(1, 64).bfloat16(), packed, site)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -134,4 +134,4 @@ def test_the_call_is_few_operators_for_any_size(emulation: None, name: str) -> N
     graph = call_graph(row, site, packed)
     assert len([name for name in operators(graph) if "sym_size" not in name]) <= 5
     x = torch.randn(2, 9, 64).bfloat16()
-    assert torch.equal(graph(x, *packed), row.call(x, packed, site))
+    assert torch.equal(graph(x, *packed), row.run(x, packed, site))

@@ -36,11 +36,11 @@ def test_the_hazard_is_real() -> None:
     first, second = random_weight(64, 256, 64, seed=1), random_weight(64, 256, 64, seed=2)
     x = torch.randn(4, 256).bfloat16()
     site = site_of(first, torch.bfloat16, None, NO_ACTIVATION_QUANT)
-    packed = row.pack(Operands(first.codes, first.scales), site)
-    assert sqnr_db(reference(x, first), row.call(x, packed, site)) > 40
-    for old, new in zip(packed, row.pack(Operands(second.codes, second.scales), site), strict=True):
+    packed = row.packed(Operands(first.codes, first.scales), site)
+    assert sqnr_db(reference(x, first), row.run(x, packed, site)) > 40
+    for old, new in zip(packed, row.packed(Operands(second.codes, second.scales), site), strict=True):
         old.copy_(new)
-    assert sqnr_db(reference(x, second), row.call(x, packed, site)) < 10
+    assert sqnr_db(reference(x, second), row.run(x, packed, site)) < 10
 
 
 @pytest.mark.parametrize("rows", [1, 5, 300])
@@ -97,10 +97,10 @@ def test_prepacked_weights_may_be_copied_and_moved() -> None:
     assert row.activation is not None
     weight = random_weight(100, 384, bits=8)
     site = site_of(weight, torch.float32, None, row.activation)
-    packed = row.pack(Operands(weight.codes, weight.scales), site)
+    packed = row.packed(Operands(weight.codes, weight.scales), site)
     assert packed[0].numel() == packed[0].untyped_storage().nbytes() == zentorch_prepack.stored_bytes(100, 384)
     x = torch.randn(5, 384)
-    assert torch.equal(row.call(x, tuple(tensor.clone() for tensor in packed), site), row.call(x, packed, site))
+    assert torch.equal(row.run(x, tuple(tensor.clone() for tensor in packed), site), row.run(x, packed, site))
 
 
 @pytest.mark.parametrize(("n", "k", "served"), [(16, 2048, True), (15, 2048, False), (64, 2052, False), (64, 6, False)])
