@@ -357,9 +357,7 @@ _COPIES = ("clone", "alias", "detach", "lift_fresh_copy", "_to_copy", "convert_e
 _POINTWISE = ("__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "lshift", "rshift")
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("clone", "alias", "detach", "lift_fresh_copy", "_to_copy", "convert_element_type"), lambda n, _, a: _same(n, a)
-    ),
+    **dict.fromkeys(_COPIES, lambda node, _, axis: _same(node, axis)),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), _alike),
     **dict.fromkeys(("full", "zeros", "ones", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), _constant),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _view),

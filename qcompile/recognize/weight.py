@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Cone, Leaf, LeafIndex, Proposal
-from qcompile.graph.nodes import Constant, is_call, is_released, value
+from qcompile.graph.nodes import Constant, is_call, is_released, named_arguments, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import evaluate, leaves_of, subgraph
 from qcompile.operators import dequantize_packed
@@ -162,10 +162,10 @@ class Reader:
             root = root.args[0]
         inner = subgraph([root], self.constants)
         if len(inner) == 1 and isinstance(root.target, OpOverload):
-            names = [argument.name for argument in root.target._schema.arguments]
-            given = {**dict(zip(names, root.args, strict=False)), **root.kwargs}
             index = {leaf: LeafIndex(number) for number, leaf in enumerate(leaves)}
-            arguments = {name: index.get(item, item) if isinstance(item, fx.Node) else item for name, item in given.items()}
+            arguments = {
+                name: index.get(item, item) if isinstance(item, fx.Node) else item for name, item in named_arguments(root).items()
+            }
             return Cone(described, product.n, product.k, root.target, arguments)
         return Cone(described, product.n, product.k)
 
