@@ -1,8 +1,9 @@
 """The kernel table: every row that the targets provide, found by name, and what the user's options have against it."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from qcompile.errors import KernelRefusedError, UnknownNameError
@@ -12,6 +13,8 @@ from qcompile.options import Options, resolve
 
 # One file each under qcompile/targets; the order is the order of preference where the cost model ties.
 TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
+# Other distributions bring targets in this entry-point group: a name, and a module with KERNELS.
+GROUP = "qcompile.targets"
 # Kernels for what is no quantized linear; passes of their own choose them, ruled by the same options.
 OTHER_KERNELS = ("native.attention", "native.dense")
 
@@ -20,15 +23,28 @@ OTHER_KERNELS = ("native.attention", "native.dense")
 def kernels() -> dict[str, Kernel]:
     """Every kernel row by name, in order of preference."""
     rows: dict[str, Kernel] = {}
-    for target in TARGETS:
-        for row in _rows(target):
-            rows[row.name] = row
+    sources: list[tuple[str, Callable[[], Any]]] = [
+        (target, partial(import_module, f"qcompile.targets.{target}")) for target in TARGETS
+    ]
+    for point in entry_points(group=GROUP):
+        sources.append((point.name, partial(_module_of_another, point)))
+    for target, load in sources:
+        for row in _rows(target, load):
+            rows.setdefault(row.name, row)
     return rows
 
 
-def _rows(target: str) -> tuple[Kernel, ...]:
+def _module_of_another(point: EntryPoint) -> Any:
+    """What another distribution's entry point names; ValueError if its kernels are called as another target's."""
+    module = point.load()
+    if point.name in TARGETS or any(row.target != point.name for row in module.KERNELS):
+        raise ValueError(f"kernels of {point.value} must be called {point.name}.…, and qcompile's own targets cannot be replaced")
+    return module
+
+
+def _rows(target: str, load: Callable[[], Any]) -> tuple[Kernel, ...]:
     try:
-        found: tuple[Kernel, ...] = import_module(f"qcompile.targets.{target}").KERNELS
+        found: tuple[Kernel, ...] = load().KERNELS
     except Exception as error:  # a target that cannot even be imported is a reason, not a failure of the others
         reason = f"the target cannot be loaded: {type(error).__name__}: {error}"
         return (_broken(f"{target}.unavailable", reason),)
@@ -60,7 +76,7 @@ def settings(given: Mapping[str, Any] | None = None) -> Options:
     """Options from the environment, overridden by `given`; UnknownNameError also for kernels that are not in the table."""
     options = resolve(given)
     if options.kernels or options.disable:
-        known = {*TARGETS, *kernels(), *OTHER_KERNELS}
+        known = {*TARGETS, *kernels(), *(row.target for row in kernels().values()), *OTHER_KERNELS}
         for name in (*options.kernels, *options.disable):
             if name not in known:
                 raise UnknownNameError("kernel", name, known)
