@@ -36,10 +36,10 @@ demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compa
 	$(BIN)/python -m demo --size $(SIZE)
 
 test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests, one process for each processor (JOBS=1 PYTEST_ARGS="-k report -x")
-	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(PYTEST_ARGS)
 
 quick: $(READY)  ## the quick tests, which compile no model: under a minute on two cores (PYTEST_ARGS="-k report -x")
-	$(BIN)/python -m pytest -q -m "not commands and not slow" $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile) $(QUICK) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not commands and not slow" $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(QUICK) $(PYTEST_ARGS)
 
 commands: $(READY)  ## every command that README and docs show, with small sizes
 	$(BIN)/python -m pytest tests/test_documented_commands.py -m "commands or not commands" $(PYTEST_ARGS)

@@ -2,7 +2,7 @@
 
 import os
 
-pytest_plugins = ["support.skip_gate", "support.fresh_compiler"]
+pytest_plugins = ["support.skip_gate", "support.fresh_compiler", "support.longest_first"]
 
 # Decisions in tests follow the built-in estimates: a measurement would make them depend on what else the machine does.
 os.environ["QCOMPILE_MEASURE"] = "0"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.longest_first import LONGEST, rank
 from support.skip_gate import INSTALLED, expects_zentorch, unexpected
 
 import qcompile.hardware.native_library
@@ -89,3 +90,11 @@ def test_ci_has_the_targets_it_expects() -> None:
     assert qcompile.hardware.native_library.missing() is None
     if expects_zentorch():
         assert platform().library("zentorch").state == "present", platform().library("zentorch").detail
+
+
+def test_files_that_take_longest_are_there() -> None:
+    """Under the names by which they come first."""
+    for name in LONGEST:
+        assert (Path(__file__).parent.parent / name).exists(), name
+    places = [rank(f"{name}::test") for name in (*LONGEST, "tests/formats/test_layouts.py")]
+    assert places == sorted(set(places))

@@ -1,5 +1,7 @@
 """W8A8 and W4A8 at every level of this machine: x rounded as ActivationQuant says, then products against float64."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +13,12 @@ from support.native_weights import (
     ROWS,
     TOLERANCE,
     WORST,
+    Reference,
     Weight,
     activations,
+    error_from,
     expected,
+    reference,
     relative_error,
     require_kernels,
     tolerance,
@@ -80,20 +85,28 @@ def rounded(x: Tensor, rounding: ActivationQuant, scale: Tensor | None = None, z
     return rounding.apply(x.float(), scale, zero)
 
 
+@cache
+def per_token(dtype: torch.dtype, rounding: ActivationQuant, bits: int) -> list[tuple[Weight, Tensor, Reference]]:
+    """The problems that all levels solve; what is right is computed once."""
+    found: list[tuple[Weight, Tensor, Reference]] = []
+    for n, k, group in SHAPES:
+        for zeros in (False, True):
+            w = weight(n, k, group, bits=bits, zeros=zeros, seed=n)
+            inputs = [activations(m, k, dtype, seed=m) for m in ROWS]
+            found += [(w, x, reference(rounded(x, rounding), w)) for x in inputs]
+    return found
+
+
 @pytest.mark.parametrize("bits", (4, 8))
 @pytest.mark.parametrize("rounding", TOKEN, ids=lambda r: r.spec)
 @EVERY_DTYPE
 @EVERY_LEVEL
 def test_per_token(level: int, dtype: torch.dtype, rounding: ActivationQuant, bits: int) -> None:
-    for n, k, group in SHAPES:
-        for zeros in (False, True):
-            w = weight(n, k, group, bits=bits, zeros=zeros, seed=n)
-            for m in ROWS:
-                x = activations(m, k, dtype, seed=m)
-                y = product(w, x, rounding, level=level)
-                assert y.shape == (m, n)
-                error = weighted_error(y, rounded(x, rounding), w)
-                assert error <= tolerance(dtype, y.numel()), (n, k, group, zeros, m, error)
+    for w, x, right in per_token(dtype, rounding, bits):
+        y = product(w, x, rounding, level=level)
+        assert y.shape == (x.shape[0], w.n)
+        error = error_from(y, right)
+        assert error <= tolerance(dtype, y.numel()), (w.n, w.k, w.group, w.zeros is not None, x.shape[0], error)
 
 
 @pytest.mark.parametrize("arithmetic", ("float32", "input"))

@@ -1,5 +1,8 @@
 """W4A16 and W8A16 at every level of this machine: edge shapes, dtypes, zero points, act-order and bias against float64."""
 
+from dataclasses import dataclass
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +14,12 @@ from support.native_weights import (
     ROWS,
     TOLERANCE,
     WORST,
+    Reference,
     Weight,
     activations,
+    error_from,
     expected,
+    reference,
     relative_error,
     require_kernels,
     tolerance,
@@ -51,21 +57,38 @@ def product(
     return y
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeShape:
+    """A weight, packed, and inputs of every number of rows with their products."""
+
+    w: Weight
+    packed: Tensor
+    products: list[tuple[Tensor, Reference]]
+
+
+@cache
+def edge_shapes(bits: int, zeros: bool, dtype: torch.dtype) -> list[EdgeShape]:
+    """The problems that all levels solve; what is right is computed once."""
+    found: list[EdgeShape] = []
+    for n, k, group in SHAPES:
+        w = weight(n, k, group, bits=bits, zeros=zeros, seed=n)
+        inputs = [activations(m, k, dtype, seed=m) for m in ROWS]
+        found.append(EdgeShape(w, w.pack(), [(x, reference(x, w)) for x in inputs]))
+    return found
+
+
 @pytest.mark.parametrize("bits", (4, 8))
 @pytest.mark.parametrize("zeros", (False, True), ids=("symmetric", "zeros"))
 @EVERY_DTYPE
 @EVERY_LEVEL
 def test_edge_shapes(level: int, dtype: torch.dtype, zeros: bool, bits: int) -> None:
-    for n, k, group in SHAPES:
-        w = weight(n, k, group, bits=bits, zeros=zeros, seed=n)
-        packed = w.pack()
-        for m in ROWS:
-            x = activations(m, k, dtype, seed=m)
-            y = product(w, x, level=level, packed=packed)
-            assert y.shape == (m, n)
+    for shape in edge_shapes(bits, zeros, dtype):
+        for x, right in shape.products:
+            y = product(shape.w, x, level=level, packed=shape.packed)
+            assert y.shape == (x.shape[0], shape.w.n)
             assert y.dtype is dtype
-            error = weighted_error(y, x, w)
-            assert error <= tolerance(dtype, y.numel()), (n, k, group, m, error)
+            error = error_from(y, right)
+            assert error <= tolerance(dtype, y.numel()), (shape.w.n, shape.w.k, shape.w.group, x.shape[0], error)
 
 
 @EVERY_DTYPE

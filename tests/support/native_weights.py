@@ -101,21 +101,40 @@ def relative_error(y: Tensor, wanted: Tensor) -> float:
     return float((y.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
-def weighted_error(y: Tensor, x: Tensor, w: Weight, bias: Tensor | None = None) -> float:
-    """The difference from x @ W.T + bias relative to it, or to the size of its terms where they cancel to less.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A product in float64, and how large it and its terms are: what the kernels of every level are compared with."""
+
+    wanted: Tensor
+    size: float
+
+
+def reference(x: Tensor, w: Weight, bias: Tensor | None = None) -> Reference:
+    """x @ W.T + bias; its size is its own norm, or that of its terms where they cancel to less.
 
     Kernels take codes times x and zero points times x apart, so a term is as large as both together, even where they are equal.
     """
     wanted = expected(x, w, bias=bias)
-    if wanted.numel() == 0:
-        return 0.0
     apart = Weight(w.codes.double().abs(), w.scales, None if w.zeros is None else -w.zeros.double().abs(), w.group, w.bits)
     terms = (x.double().abs() @ apart.dense().T).norm() / max(w.k, 1) ** 0.5
+    return Reference(wanted, max(float(wanted.norm()), float(terms), 1e-30))
+
+
+def weighted_error(y: Tensor, x: Tensor, w: Weight, bias: Tensor | None = None) -> float:
+    """The difference from x @ W.T + bias relative to its size."""
+    return error_from(y, reference(x, w, bias))
+
+
+def error_from(y: Tensor, right: Reference) -> float:
+    """The difference from a reference relative to its size."""
+    wanted = right.wanted
+    if wanted.numel() == 0:
+        return 0.0
     # The least numbers of float16 are 2^-24 apart.
     unavoidable = 2.0**-25 * wanted.numel() ** 0.5 if y.dtype is torch.float16 else 0.0
     difference = max(0.0, float((y.double() - wanted).norm()) - unavoidable)
     assert bool(torch.isfinite(y).all())
-    return difference / max(float(wanted.norm()), float(terms), 1e-30)
+    return difference / right.size
 
 
 def tolerance(dtype: torch.dtype, outputs: int) -> float:
