@@ -78,6 +78,36 @@ class Site:
         return tuple(name for name, has in zip(Extras._fields, there, strict=True) if has)
 
 
+Need = tuple[bool, str]  # whether a site meets it, and the sentence if not; for `unmet`
+
+
+def on_cpu(site: Site) -> Need:
+    return site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"
+
+
+def integer_codes(site: Site) -> Need:
+    return not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"
+
+
+def most_bits(site: Site, bits: int) -> Need:
+    return site.bits <= bits, f"takes weights of up to {bits} bits, got {site.bits}"
+
+
+def weight_only(site: Site) -> Need:
+    return site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"
+
+
+def rounding_permitted(site: Site) -> Need:
+    sentence = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
+    return not site.activation.is_none or site.allow_a8, sentence
+
+
+def scales_fit_float16(site: Site) -> Need:
+    """For kernels that keep scales in the dtype of x."""
+    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
+    return not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"
+
+
 @dataclass(frozen=True, slots=True)
 class FewRows:
     """Another kernel that reads the same packed tensors and that this one's operator can run itself where x has few rows.

@@ -8,7 +8,19 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, FewRows, Kernel, Reasons, Site, unmet
+from qcompile.kernel import (
+    Extras,
+    FewRows,
+    Kernel,
+    Reasons,
+    Site,
+    integer_codes,
+    most_bits,
+    on_cpu,
+    rounding_permitted,
+    unmet,
+    weight_only,
+)
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
@@ -40,9 +52,9 @@ def missing(where: Platform) -> Reasons:
 
 def _common_refusals(site: Site, bits: int) -> Reasons:
     return unmet(
-        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
-        (site.bits <= bits, f"takes weights of up to {bits} bits, got {site.bits}"),
+        on_cpu(site),
+        integer_codes(site),
+        most_bits(site, bits),
         (site.dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
         (site.scale_dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (
@@ -53,33 +65,24 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
     )
 
 
-def _unrounded(site: Site) -> Reasons:
-    return unmet((site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"))
-
-
-def _permitted(site: Site) -> Reasons:
-    asked = not site.activation.is_none or site.allow_a8
-    return unmet((asked, "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"))
-
-
 def refuses_int4(site: Site) -> Reasons:
-    return _common_refusals(site, 4) + _unrounded(site)
+    return _common_refusals(site, 4) + unmet(weight_only(site))
 
 
 def refuses_int8_a16(site: Site) -> Reasons:
-    return _common_refusals(site, 8) + _unrounded(site)
+    return _common_refusals(site, 8) + unmet(weight_only(site))
 
 
 def refuses_int8(site: Site) -> Reasons:
-    return (*_common_refusals(site, 8), *_permitted(site))
+    return _common_refusals(site, 8) + unmet(rounding_permitted(site))
 
 
 def refuses_int4_a8(site: Site) -> Reasons:
     kind = site.activation.kind
     return (
         *_common_refusals(site, 4),
-        *_permitted(site),
         *unmet(
+            rounding_permitted(site),
             (kind in ("none", "token"), f"rounds activations per token or per group, this linear wants {site.activation.spec}"),
             (
                 kind != "none" or a8_group(site) >= 16,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, scales_fit_float16, unmet, weight_only
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (
@@ -110,14 +110,13 @@ def stores_v2(site: Site) -> bool:
 
 def common_refusals(site: Site) -> Reasons:
     least, most = site.zero_range
-    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
     return unmet(
         (site.device == "cuda", f"runs on the GPU, this weight is on {site.device}"),  # torch's name for ROCm devices too
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        integer_codes(site),
         (site.bits <= 4, f"takes 4-bit weights, got {site.bits} bits"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
-        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
-        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+        scales_fit_float16(site),
+        weight_only(site),
         (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
         (site.k % 32 == 0, f"takes K in multiples of 32, got K={site.k}"),
         (

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
+from qcompile.kernel import (
+    Extras,
+    Kernel,
+    Need,
+    Reasons,
+    Site,
+    integer_codes,
+    most_bits,
+    on_cpu,
+    rounding_permitted,
+    scales_fit_float16,
+    unmet,
+    weight_only,
+)
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections
@@ -57,20 +70,19 @@ def missing_qlinear(where: Platform) -> Reasons:
     return onednn.objections()
 
 
-def _common(site: Site) -> tuple[tuple[bool, str], ...]:
+def _common(site: Site) -> tuple[Need, ...]:
     return (
-        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        on_cpu(site),
+        integer_codes(site),
         (site.dtype in FLOATS, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
     )
 
 
-def _weight_only(site: Site) -> tuple[tuple[bool, str], ...]:
-    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
+def _weight_only(site: Site) -> tuple[Need, ...]:
     return (
         *_common(site),
-        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
-        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
+        weight_only(site),
+        scales_fit_float16(site),
     )
 
 
@@ -82,7 +94,7 @@ def int4_group(group: int) -> int:
 def refuses_int4(site: Site) -> Reasons:
     return unmet(
         *_weight_only(site),
-        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        most_bits(site, 4),
         (int4_group(site.group) > 0, f"takes groups in multiples of 32, got {site.group}"),
         (site.n % 16 == 0, f"takes N in multiples of 16, got N={site.n}"),
     )
@@ -148,13 +160,12 @@ def layout() -> str:
 
 
 def refuses_qlinear(site: Site) -> Reasons:
-    unasked = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
     kinds = ("none", "token", "token_asymmetric", "tensor")
     return unmet(
         *_common(site),
         (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
         (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),
-        (not site.activation.is_none or site.allow_a8, unasked),
+        rounding_permitted(site),
         (site.activation.kind in kinds, f"does not know the activation rounding {site.activation.spec}"),
     )
 

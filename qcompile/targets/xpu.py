@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, most_bits, scales_fit_float16, unmet, weight_only
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign, empty_output, no_rows
 from qcompile.targets.nibbles import nibbles
@@ -58,17 +58,16 @@ def missing(where: Platform, operator: Foreign, library: str = "") -> Reasons:
 
 
 def refuses(site: Site) -> Reasons:
-    narrow = site.dtype == torch.float16 and site.scale_dtype != torch.float16
     low, high = site.zero_range
     return unmet(
         (site.device == "xpu", f"runs on an XPU, this linear is on {site.device}"),
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
-        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        integer_codes(site),
+        most_bits(site, 4),
         (site.group % 32 == 0, f"takes groups in multiples of 32, got {site.group}"),
         (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
-        (not narrow, f"keeps scales as float16 for float16 activations, which does not hold every {site.scale_dtype} scale"),
-        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+        scales_fit_float16(site),
+        weight_only(site),
         (low >= 0 and high <= 15, f"keeps zero points in 4 bits (0 to 15), got {low} to {high}"),
     )
 

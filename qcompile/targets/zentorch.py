@@ -12,7 +12,7 @@ from torch import Tensor
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import predicted
 from qcompile.hardware.libraries import zentorch_hardware
-from qcompile.kernel import Extras, Kernel, Reasons, Site, unmet
+from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, most_bits, on_cpu, rounding_permitted, unmet, weight_only
 from qcompile.meaning import Operands
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
@@ -54,14 +54,14 @@ def layout() -> str:
 
 def refuses_woq(site: Site) -> Reasons:
     return unmet(
-        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
-        (site.bits <= 4, f"takes weights of up to 4 bits, got {site.bits}"),
+        on_cpu(site),
+        integer_codes(site),
+        most_bits(site, 4),
         (site.k % 8 == 0, f"takes K in multiples of 8, got K={site.k}"),
         # With odd groups it reads scales from elsewhere: wrong numbers or a crash (zentorch 2.13.0.2).
         (site.group % 2 == 0, f"takes groups of an even number of values, got {site.group}"),
         (site.dtype == torch.bfloat16, f"takes bfloat16 activations, got {site.dtype}"),
-        (site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"),
+        weight_only(site),
     )
 
 
@@ -93,15 +93,14 @@ def seconds_woq(site: Site, m: int, where: Platform) -> float:
 
 def refuses_qlinear(site: Site) -> Reasons:
     kind = site.activation.kind
-    unasked = "quantizes activations to int8, which the checkpoint does not ask for (the option allow_a8 permits it)"
     return unmet(
-        (site.device == "cpu", f"runs on the CPU, this linear is on {site.device}"),
-        (not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"),
+        on_cpu(site),
+        integer_codes(site),
         (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
         (site.k % 4 == 0, f"takes K in multiples of 4, got K={site.k}"),
         (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),
         (site.dtype in (torch.bfloat16, torch.float32), f"takes bfloat16 or float32 activations, got {site.dtype}"),
-        (kind != "none" or site.allow_a8, unasked),
+        rounding_permitted(site),
         (kind in ("none", "token"), f"rounds activations per token and symmetrically, this linear wants {site.activation.spec}"),
     )
 
