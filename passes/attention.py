@@ -1,6 +1,7 @@
 """Afterwards attention is a call of our own kernel where that is faster and proven equal; all other is as it was."""
 
 import logging
+from dataclasses import replace
 
 from torch import Tensor, fx
 
@@ -28,16 +29,16 @@ def apply(state: State) -> None:
             _look(state, node, proven)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("attention at %s could not be read", node.name, exc_info=True)
-            _note(state, inputs.module_path(node), (f"could not be read: {type(error).__name__}: {error}",))
+            state.note(_row(node), (f"could not be read: {type(error).__name__}: {error}",))
 
 
 def _look(state: State, node: fx.Node, proven: dict[str, Verdict]) -> None:
     found = find_attention(node)
     if found is None:
         return
-    path = inputs.module_path(node)
+    row = _row(node)
     if isinstance(found, str):
-        _note(state, path, (found,))
+        state.note(row, (found,))
         return
     reasons = (
         *against_options(NAME, state.options),
@@ -45,31 +46,21 @@ def _look(state: State, node: fx.Node, proven: dict[str, Verdict]) -> None:
         *_refusals(found[0], state.platform),
     )
     if reasons:
-        _note(state, path, reasons)
+        state.note(row, reasons)
         return
     chosen, wrong, sqnr = _proven(state, found, proven)
     if chosen is None:
-        _note(state, path, (wrong,))
+        state.note(row, (wrong,))
     elif not state.burn():
-        _note(state, path, ("the rewrite budget (option fuel) is used up",))
+        state.note(row, ("the rewrite budget (option fuel) is used up",))
     elif _rewrite(state, chosen):
-        _note(state, path, (), sqnr, _sizes(chosen))
+        state.note(replace(row, note=_sizes(chosen)), (), sqnr)
     else:
-        _note(state, path, ("its result lies in memory in an order that the rest of the graph does not expect",))
+        state.note(row, ("its result lies in memory in an order that the rest of the graph does not expect",))
 
 
-def _note(state: State, path: str, reasons: Reasons, sqnr: float | None = None, note: str = "") -> None:
-    state.others.append(
-        SiteReport(
-            module=path,
-            format="attention",
-            kernel=None if reasons else NAME,
-            reasons={NAME: reasons} if reasons else {},
-            fallback="packed",
-            sqnr_db=sqnr,
-            note=note,
-        )
-    )
+def _row(node: fx.Node) -> SiteReport:
+    return SiteReport(module=inputs.module_path(node), format="attention")
 
 
 def _refusals(found: Attention, where: Platform) -> Reasons:
@@ -135,12 +126,4 @@ def _sizes(found: Attention) -> str:
     return f"{rows} query row{'' if rows == 1 else 's'}, {q.shape[1]} heads{shared}, width {q.shape[3]}"
 
 
-def holds(state: State) -> list[str]:
-    return [
-        f"{row.module} has neither kernel nor reason"
-        for row in state.others
-        if row.kernel is None and not any(row.reasons.values())
-    ]
-
-
-PASS = Pass(name="attention", apply=apply, needs=frozenset({"normal"}), gives=frozenset({"attention"}), holds=holds, optional=True)
+PASS = Pass(name="attention", apply=apply, needs=frozenset({"normal"}), gives=frozenset({"attention"}), optional=True)

@@ -47,7 +47,7 @@ def apply(state: State) -> None:
             _look(state, found, proven)
         except Exception as error:  # an odd graph must never stop the user's model
             log.debug("dense product %s", node.name, exc_info=True)
-            _note(state, found, (f"could not be read: {type(error).__name__}: {error}",))
+            state.note(_row(state, found), (f"could not be read: {type(error).__name__}: {error}",))
 
 
 def find_dense(state: State, node: fx.Node) -> Dense | None:
@@ -84,19 +84,19 @@ def _look(state: State, found: Dense, proven: dict[Any, Verdict]) -> None:
         return  # what PyTorch does as well needs no row in the report
     reasons = (*against_options(NAME, state.options), *native_dense.missing(state.platform))
     if reasons:
-        _note(state, found, reasons)
+        state.note(_row(state, found), reasons)
         return
     wrong, sqnr = _proof(state, found, proven)
     if not wrong and not state.burn():
         wrong = "the rewrite budget (option fuel) is used up"
     if wrong:
-        _note(state, found, (wrong,))
+        state.note(_row(state, found), (wrong,))
         return
     with state.graph.inserting_before(found.node):
         node = state.emit(state.graph, call, [found.x, found.weight, found.bias], NAME)
     node.meta = {**found.node.meta, "val": value(node)}
     found.node.replace_all_uses_with(node)
-    _note(state, found, (), sqnr)
+    state.note(_row(state, found), (), sqnr)
 
 
 def _refusals(found: Dense) -> Reasons:
@@ -141,29 +141,12 @@ def _first_row(n: int, k: int) -> int:
     return 0 if n <= most else (n - most) // _BLOCK * _BLOCK
 
 
-def _note(state: State, found: Dense, reasons: Reasons, sqnr: float | None = None) -> None:
+def _row(state: State, found: Dense) -> SiteReport:
     constant = state.constants[found.weight]
     n, k = constant.tensor.shape
     size = constant.tensor.nbytes
-    state.others.append(
-        SiteReport(
-            module=constant.path.rpartition(".")[0] or inputs.module_path(found.node),
-            format="dense",
-            n=n,
-            k=k,
-            kernel=None if reasons else NAME,
-            reasons={NAME: reasons} if reasons else {},
-            fallback="packed",
-            bytes_before=size,
-            bytes_after=size,
-            sqnr_db=sqnr,
-        )
-    )
+    path = constant.path.rpartition(".")[0] or inputs.module_path(found.node)
+    return SiteReport(module=path, format="dense", n=n, k=k, bytes_before=size, bytes_after=size)
 
 
-def holds(state: State) -> list[str]:
-    rows = [row for row in state.others if row.format == "dense"]
-    return [f"{row.module} has neither kernel nor reason" for row in rows if row.kernel is None and not any(row.reasons.values())]
-
-
-PASS = Pass(name="dense", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"dense"}), holds=holds, optional=True)
+PASS = Pass(name="dense", apply=apply, needs=frozenset({"canonical"}), gives=frozenset({"dense"}), optional=True)

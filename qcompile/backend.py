@@ -21,7 +21,7 @@ from qcompile.passes import choose
 from qcompile.recognize import weight
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, clear, note, record, retire
-from qcompile.reporting.rows import OTHER_FORMATS, SiteReport
+from qcompile.reporting.rows import SiteReport
 from qcompile.run import decompositions, regions
 from qcompile.run.compilation import Compilation
 from qcompile.run.dump import Dump
@@ -145,7 +145,7 @@ def _last_graph(text: str) -> None:
 
 def _say(graph: "_Graph") -> None:
     """Log what was decided about a graph; nothing quantized in it that could be read is worth a warning."""
-    unread = [row for row in graph.rows if row.declined and row.format not in OTHER_FORMATS and row.module != f"graph {row.graph}"]
+    unread = [row for row in graph.rows if row.declined and row.is_linear and row.module != f"graph {row.graph}"]
     if unread and not any(row.recognized_by for row in graph.rows):
         _warn_once(UNREAD_WARNING, module=unread[0].module, reason=unread[0].declined, more=len(unread) - 1)
     if graph.rows:

@@ -12,6 +12,8 @@ from qcompile.hardware import Platform
 from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
 
 Reasons = tuple[str, ...]  # empty means yes
+# What else than quantized linears has a kernel of ours: the pass that finds it, also the format of its rows -> the kernel.
+OTHER_KERNELS = {"attention": "native.attention", "dense": "native.dense"}
 
 
 def unmet(*needs: tuple[bool, str]) -> Reasons:

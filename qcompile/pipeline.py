@@ -14,7 +14,7 @@ from qcompile.graph.nodes import Constant, hint, named_arguments
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import evaluate
 from qcompile.hardware import Platform
-from qcompile.kernel import Kernel, Site
+from qcompile.kernel import OTHER_KERNELS, Kernel, Reasons, Site
 from qcompile.meaning import Operands, Verdict, sqnr_db
 from qcompile.options import Options
 from qcompile.recognize.still_true import Recheck
@@ -125,6 +125,12 @@ class State:
             return True
         self.fuel -= 1
         return self.fuel >= 0
+
+    def note(self, row: SiteReport, reasons: Reasons, sqnr: float | None = None) -> None:
+        """Write down about what is no quantized linear that its kernel takes it, or for these reasons does not."""
+        name = OTHER_KERNELS[row.format]
+        kernel, why = (None, {name: reasons}) if reasons else (name, {})
+        self.others.append(replace(row, kernel=kernel, reasons=why, sqnr_db=sqnr))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

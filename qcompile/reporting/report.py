@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qcompile.reporting.rows import OTHER_FORMATS, Rows, SiteReport, json_number, runs_without
+from qcompile.reporting.rows import Rows, SiteReport, json_number, runs_without
 from qcompile.reporting.table import show
 from qcompile.reporting.text import plain
 
@@ -68,7 +68,7 @@ def record(sites: Sequence[SiteReport], key: Hashable = None) -> None:
 def _add(rows: dict[Hashable, dict[int, SiteReport]], sites: Iterable[SiteReport], key: Hashable) -> None:
     met: dict[Hashable, int] = {}
     for site in sites:
-        layer = (key, site.module) if site.identity is None else (site.identity, site.format in OTHER_FORMATS)
+        layer = (key, site.module) if site.identity is None else (site.identity, site.is_linear)
         # A layer that is called twice in one graph has two rows.
         met[layer] = met.get(layer, 0) + 1
         graphs = rows.setdefault((*layer, met[layer]), {})
@@ -126,7 +126,7 @@ def report() -> Report:
         notes = tuple(_notes)
     # What a front door says about a layer, and a graph about its weight, is about one layer.
     met = {row.module for row in rows if row.identity is not None}
-    rows = [row for row in rows if row.identity is not None or row.module not in met or row.format in OTHER_FORMATS]
+    rows = [row for row in rows if row.identity is not None or row.module not in met or not row.is_linear]
     for look in _looks:
         rows += look(rows)
     return Report.of(rows, notes)

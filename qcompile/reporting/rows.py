@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-# Formats of rows that are about no quantized linear.
-OTHER_FORMATS = ("attention", "dense")
+from qcompile.kernel import OTHER_KERNELS
+
 # JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
 EQUAL_DB = 320.0
 # The kinds of meaning.ActivationQuant in the words of the report.
@@ -62,6 +62,11 @@ class SiteReport:
     identity: Hashable = None
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is about a quantized linear (also one that could not be read)."""
+        return self.format not in OTHER_KERNELS
+
+    @property
     def scheme(self) -> str:
         """Bits, group and zero points in one short text: "int4 g128 asym"."""
         if not self.bits:
@@ -98,8 +103,8 @@ class Rows:
     def of(cls, rows: Iterable[SiteReport], notes: Iterable[str] = ()) -> Self:
         """These rows, each where it belongs."""
         given = tuple(rows)
-        others = tuple(row for row in given if row.format in OTHER_FORMATS)
-        return cls(tuple(row for row in given if row.format not in OTHER_FORMATS), others, tuple(dict.fromkeys(notes)))
+        others = tuple(row for row in given if not row.is_linear)
+        return cls(tuple(row for row in given if row.is_linear), others, tuple(dict.fromkeys(notes)))
 
     @property
     def served(self) -> tuple[SiteReport, ...]:

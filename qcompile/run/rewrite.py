@@ -9,14 +9,11 @@ from typing import Any
 from torch import fx
 
 from qcompile.errors import brief
+from qcompile.kernel import OTHER_KERNELS
 from qcompile.pipeline import Pass, PassError, State, check_equality, run
 from qcompile.reporting.rows import SiteReport
-from qcompile.targets import native_attention, native_dense
 
 log = logging.getLogger(__name__)
-
-# Passes whose decisions are rows of their own, and the kernel that such a row is about.
-_ROWS_OF = {"attention": native_attention.NAME, "dense": native_dense.NAME}
 
 
 def rewrite(
@@ -53,9 +50,8 @@ def rewrite(
 
 def _tell(state: State, name: str, reason: str) -> None:
     text = f"pass {name} was left out: {reason}"
-    if name in _ROWS_OF:
-        row = SiteReport(module="this graph", format=name, reasons={_ROWS_OF[name]: (text,)})
-        state.others.append(row)
+    if name in OTHER_KERNELS:
+        state.note(SiteReport(module="this graph", format=name), (text,))
         return
     for item in (part for site in state.sites for part in site.parts or (site,)):
         item.report = replace(item.report, note=_and(item.report.note, text))

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from qcompile.hardware import Platform
-from qcompile.kernel import Reasons
+from qcompile.kernel import OTHER_KERNELS, Reasons
 from qcompile.targets import native
 from qcompile.targets.native_ops import missing_op
 
-NAME = "native.attention"
+NAME = OTHER_KERNELS["attention"]
 FEW_QUERIES = 64  # as kFewQueries of csrc/cpu/binding_attention.cpp
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from qcompile.hardware import Platform
-from qcompile.kernel import Reasons
+from qcompile.kernel import OTHER_KERNELS, Reasons
 from qcompile.targets import native
 from qcompile.targets.native_ops import missing_op
 
-NAME = "native.dense"
+NAME = OTHER_KERNELS["dense"]
 FEW_ROWS = 2  # as kMostDenseRows of csrc/cpu/dense.h: above, the operator itself calls PyTorch's product
 
 

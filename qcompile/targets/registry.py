@@ -8,15 +8,13 @@ from typing import Any
 
 from qcompile.errors import KernelRefusedError, UnknownNameError
 from qcompile.hardware import Platform, platform
-from qcompile.kernel import Kernel, Reasons
+from qcompile.kernel import OTHER_KERNELS, Kernel, Reasons
 from qcompile.options import Options, resolve
 
 # One file each under qcompile/targets; the order is the order of preference where the cost model ties.
 TARGETS = ("zentorch", "native", "rdna3", "xpu", "torch", "reference")
 # Other distributions bring targets in this entry-point group: a name, and a module with KERNELS.
 GROUP = "qcompile.targets"
-# Kernels for what is no quantized linear; passes of their own choose them, ruled by the same options.
-OTHER_KERNELS = ("native.attention", "native.dense")
 
 
 @cache
@@ -76,7 +74,7 @@ def settings(given: Mapping[str, Any] | None = None) -> Options:
     """Options from the environment, overridden by `given`; UnknownNameError also for kernels that are not in the table."""
     options = resolve(given)
     if options.kernels or options.disable:
-        known = {*TARGETS, *kernels(), *(row.target for row in kernels().values()), *OTHER_KERNELS}
+        known = {*TARGETS, *kernels(), *(row.target for row in kernels().values()), *OTHER_KERNELS.values()}
         for name in (*options.kernels, *options.disable):
             if name not in known:
                 raise UnknownNameError("kernel", name, known)
