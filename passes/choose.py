@@ -2,21 +2,19 @@
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from qcompile.errors import UnservedError, brief
+from qcompile.errors import brief
 from qcompile.graph.nodes import is_released, value
 from qcompile.graph.text import structural_key
 from qcompile.graph.walk import subgraph, through_views
 from qcompile.hardware import Platform, platform
-from qcompile.kernel import Kernel, Reasons, Site
+from qcompile.kernel import Kernel, KernelCall, Reasons, Site
 from qcompile.meaning import Verdict
 from qcompile.options import Options
-from qcompile.passes.fuse import unfuse
-from qcompile.pipeline import GraphSite, Pass, State, operand_nodes
+from qcompile.pipeline import Decision, GraphSite, Pass, State, operand_nodes
 from qcompile.proofs.kernel import verify
 from qcompile.proofs.rewrite import Rewritten, verify_rewrite
 from qcompile.targets.registry import against_options, kernels
@@ -46,7 +44,7 @@ def apply(state: State) -> None:
     for site in state.sites:
         _decided(state, site, verified, times)
         if site.kernel is None and site.parts:
-            decided.extend(unfuse(site))
+            decided.extend(site.apart())
             for part in site.parts:
                 _decided(state, part, verified, times)
         else:
@@ -56,37 +54,27 @@ def apply(state: State) -> None:
         _say_where_dense_wins(state, times)
     except Exception:  # only a remark
         log.debug("comparing with dense products", exc_info=True)
-    ask_for_all(state)
-
-
-def ask_for_all(state: State) -> None:
-    """UnservedError if option fallback asks that every quantized linear has a kernel, and one has none."""
-    unserved = [site.report for site in state.sites if site.kernel is None]
-    if state.options.fallback == "error" and (unserved or state.declined):
-        lines = [f"{row.module}: {row.declined}" for row in state.declined]
-        for row in unserved:
-            lines += [f"{row.module}: {name}: {reason}" for name, why in row.reasons.items() for reason in why]
-        raise UnservedError(lines)
+    state.need_all_served()
 
 
 def _decided(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> None:
     """Decide about one site; if that fails it has no kernel, and all others theirs."""
     try:
-        _decide(state, site, verified, times)
+        site.decision = _decision(state, site, verified, times)
     except Exception as error:
-        log.debug("deciding about %s", site.report.module, exc_info=True)
-        site.kernel, site.few_rows = None, 0
-        reasons = {name: (f"no decision could be made: {brief(error)}",) for name in kernels()}
-        site.report = replace(site.report, kernel=None, sqnr_db=None, reasons=reasons, fallback=state.options.fallback)
+        log.debug("deciding about %s", site.module, exc_info=True)
+        site.decision = _none(state, f"no decision could be made: {brief(error)}")
 
 
-def _decide(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> None:
-    reasons: dict[str, Reasons] = {}
+def _none(state: State, reason: str) -> Decision:
+    return Decision(reasons={name: (reason,) for name in kernels()}, fallback=state.options.fallback)
+
+
+def _decision(state: State, site: GraphSite, verified: dict[Any, Verdict], times: Times) -> Decision:
     wrong = _rewrite_proven(state, site, verified)
     if wrong:
-        reasons = {name: (wrong,) for name in kernels()}
-        site.report = replace(site.report, reasons=reasons, fallback=state.options.fallback)
-        return
+        return _none(state, wrong)
+    reasons: dict[str, Reasons] = {}
     able: dict[str, Kernel] = {}
     for kernel in kernels().values():
         against = (*_options_against(kernel, state.options), *_reasons(kernel, site.site, state.platform))
@@ -96,7 +84,12 @@ def _decide(state: State, site: GraphSite, verified: dict[Any, Verdict], times: 
             able[kernel.name] = kernel
     found = candidates(site.site, _rows(site), able, times, state.options.kernels)
     reasons |= found.unpredicted
-    sqnr: float | None = None
+    decision = Decision(
+        reasons=reasons,
+        predicted_ms={candidate.name: candidate.predicted[1] * 1e3 for candidate in found.order},
+        measured_ms={c.name: {str(m): s * 1e3 for m, s in c.measured.items()} for c in found.order if c.measured},
+        fallback=state.options.fallback,
+    )
     chosen: Candidate | None = None
     for candidate in found.order:
         if chosen is not None:
@@ -106,20 +99,12 @@ def _decide(state: State, site: GraphSite, verified: dict[Any, Verdict], times: 
         if wrong:
             reasons[candidate.name] = (wrong,)
         else:
-            chosen, site.kernel = candidate, able[candidate.name]
+            chosen, decision.kernel, decision.sqnr_db = candidate, able[candidate.name], sqnr
     if found.few and chosen is found.order[0]:
         wrong, _ = _verified(state, site, able[found.few], verified)
-        site.few_rows = 0 if wrong else found.few_rows
+        decision.few_rows = 0 if wrong else found.few_rows
         reasons[found.few] = (wrong or f"runs calls of fewer than {found.few_rows} rows, inside the operator of {chosen.name}",)
-    site.report = replace(
-        site.report,
-        kernel=site.kernel.name if site.kernel else None,
-        reasons=reasons,
-        predicted_ms={candidate.name: candidate.predicted[1] * 1e3 for candidate in found.order},
-        measured_ms={c.name: {str(m): s * 1e3 for m, s in c.measured.items()} for c in found.order if c.measured},
-        sqnr_db=sqnr if site.kernel else None,
-        fallback=state.options.fallback,
-    )
+    return decision
 
 
 def _rows(linear: GraphSite) -> int | None:
@@ -146,7 +131,7 @@ def _say_where_dense_wins(state: State, times: Times) -> None:
                 text = (
                     f"a dense bfloat16 weight would be faster at M = {m}: {how} {milliseconds(dense)} against {milliseconds(mine)}"
                 )
-                site.report = replace(site.report, dense=text)
+                site.decision.dense = text
                 break
 
 
@@ -166,32 +151,41 @@ def _options_against(kernel: Kernel, options: Options) -> Reasons:
 
 def _verified(state: State, site: GraphSite, kernel: Kernel, verified: dict[Any, Verdict]) -> Verdict:
     """("" or what is wrong, SQNR in dB) of this kernel for this structure, checked once per structure or for every site."""
-    if state.options.verify == "off" or not _runs_here(kernel, state.platform) or _is_released(state, site):
-        return "", None
     key = (kernel.name, site.site)
-    if state.options.verify == "structure" and key in verified:
+    if state.options.verify != "every" and key in verified:
         return verified[key]
+    verified[key] = result = _tried(state, site, kernel)
+    return result
+
+
+def _tried(state: State, site: GraphSite, kernel: Kernel) -> Verdict:
+    """Packing and call are traced here, so that later passes only put them in their places; then they are compared by value."""
     operands = operand_nodes(site)
     shelf = Shelf.of(kernel, state.options)
     try:
         recipe = pack_recipe(state.emit, operands, kernel, site.site, state.constants, shelf)
-    except Exception as error:  # as above
+    except Exception as error:  # a kernel's bug must not stop the user's model
         log.debug("tracing the packing of %s", kernel.name, exc_info=True)
-        result: Verdict = (f"its packing cannot be traced: {brief(error)}", None)
-    else:
-        leaves = recipe.pick(state.constants)
-        raw = [leaf.tensor for leaf in leaves]
-        before = PROOFS.get(raw, *key, recipe.key)
-        if before is not None:  # in another graph of the same model
-            result = before
-        else:
+        return f"its packing cannot be traced: {brief(error)}", None
+    try:
+        call = KernelCall(kernel, site.site)
+        state.emit.trace(call, [value(site.node.args[0]), *(value(root) for root in recipe.roots)], call.key)  # type: ignore[arg-type]
+    except Exception as error:  # as above
+        log.debug("tracing the call of %s", kernel.name, exc_info=True)
+        return f"its call cannot be traced: {brief(error)}", None
+    if state.options.verify == "off" or not _runs_here(kernel, state.platform) or _is_released(state, site):
+        return "", None
+    leaves = recipe.pick(state.constants)
+    raw = [leaf.tensor for leaf in leaves]
+    known = (kernel.name, site.site, recipe.key)
+    result = PROOFS.get(raw, *known)
+    if result is None:  # otherwise it was compared in another graph of the same model
+        result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
+        if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
+            STORE.drop(recipe, leaves)
+            recipe.shelf = None
             result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
-            if result[0] and shelf is not None:  # perhaps only what stood on disk is wrong
-                STORE.drop(recipe, leaves)
-                recipe.shelf = None
-                result = verify(kernel, site.site, operands, recipe, leaves, state.constants)
-            PROOFS.put(raw, result, *key, recipe.key)
-    verified[key] = result
+        PROOFS.put(raw, result, *known)
     return result
 
 
@@ -204,15 +198,14 @@ def _rewrite_proven(state: State, site: GraphSite, verified: dict[Any, Verdict])
         try:
             verified[key] = verify_rewrite(site.node.args[0], _rewritten(site), state.constants), None  # type: ignore[arg-type]
         except Exception as error:  # a graph that cannot be run on a probe is not proven
-            log.debug("proving %s", site.report.module, exc_info=True)
+            log.debug("proving %s", site.module, exc_info=True)
             verified[key] = f"the rewrite could not be proven: {brief(error)}", None
     return verified[key][0]
 
 
 def _rewritten(site: GraphSite) -> list[Rewritten]:
     return [
-        Rewritten(part.original, part.result, part.leaves, part.site.n, part.site.k, part.report.module)
-        for part in site.parts or (site,)
+        Rewritten(part.original, part.result, part.leaves, part.site.n, part.site.k, part.module) for part in site.parts or (site,)
     ]
 
 
@@ -239,10 +232,10 @@ def _runs_here(kernel: Kernel, wanted: Platform) -> bool:
 def holds(state: State) -> list[str]:
     known = set(kernels())
     return [
-        f"{site.report.module} has no reason for {name}"
+        f"{site.module} has no reason for {name}"
         for site in state.sites
-        for name in known - set(site.report.reasons)
-        if name != site.report.kernel
+        for name in known - set(site.decision.reasons)
+        if site.kernel is None or name != site.kernel.name
     ]
 
 

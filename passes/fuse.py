@@ -36,8 +36,7 @@ def _joined_or_apart(state: State, group: list[GraphSite]) -> list[GraphSite]:
     except Exception as error:  # each of them can be served alone
         log.debug("joining %d linears", len(group), exc_info=True)
         for site in group:
-            site.apart = f"not joined with the other linears on its input: {brief(error)}"
-            site.report = replace(site.report, note=site.apart)
+            site.note = site.alone = f"not joined with the other linears on its input: {brief(error)}"
         return group
 
 
@@ -45,7 +44,7 @@ def _kind(site: GraphSite) -> tuple[Any, ...]:
     """Equal for sites that one call can compute: same input, same meaning but for N. Act-order sites gather x differently."""
     x, *_ = site.node.args
     assert isinstance(x, fx.Node)
-    if site.site.act_order or site.apart:
+    if site.site.act_order or site.alone:
         return (id(site),)
     operands = operand_nodes(site)
     return (
@@ -77,9 +76,9 @@ def _fused(state: State, parts: list[GraphSite]) -> GraphSite:
             cut.meta = {**part.node.meta, "val": value(cut)}
             change.replace(part.node, cut)
         joined = _site_of(parts, node, cuts)
-    names = ", ".join(part.report.module.rpartition(".")[2] for part in parts)
+    names = ", ".join(part.module.rpartition(".")[2] for part in parts)
     for part, cut in zip(parts, cuts, strict=True):
-        part.report = replace(part.report, note=f"one call for {names}")
+        part.note = f"one call for {names}"
         if part.result is part.node:
             part.result = cut
     return joined
@@ -90,7 +89,6 @@ def _site_of(parts: list[GraphSite], node: fx.Node, cuts: list[fx.Node]) -> Grap
     lows = [part.site.zero_range[0] for part in parts]
     highs = [part.site.zero_range[1] for part in parts]
     site = replace(first.site, n=sum(part.site.n for part in parts), zero_range=(min(lows), max(highs)))
-    report = replace(first.report, n=site.n, bytes_before=sum(part.report.bytes_before for part in parts))
     return GraphSite(
         node,
         node,
@@ -98,9 +96,12 @@ def _site_of(parts: list[GraphSite], node: fx.Node, cuts: list[fx.Node]) -> Grap
         first.weight,
         first.leaves,
         first.proposal,
+        first.reader,
         site,
-        report,
         first.recheck,
+        first.module,
+        first.identity,
+        sum(part.bytes_before for part in parts),
         parts=tuple(parts),
         cuts=tuple(cuts),
     )
@@ -137,37 +138,9 @@ def _wide(like: Tensor, n: int) -> Tensor:
         return like.new_empty((*like.shape[:-1], n))
 
 
-def unfuse(site: GraphSite) -> tuple[GraphSite, ...]:
-    """The parts as they were before; for a fused site that no kernel takes."""
-    for part, cut in zip(site.parts, site.cuts, strict=True):
-        cut.replace_all_uses_with(part.node)
-        if part.result is cut:
-            part.result = part.node
-        part.report = replace(part.report, note="")
-    return site.parts
-
-
-def without_kernel(site: GraphSite, reason: str) -> tuple[GraphSite, ...]:
-    """The site (or the parts of a fused one) after its kernel turned out not to work, `reason` in the report."""
-    assert site.kernel is not None
-    known = site.report
-    reasons = {**known.reasons, site.kernel.name: (reason,)}
-    parts = unfuse(site) if site.parts else (site,)
-    for part in parts:
-        part.report = replace(
-            part.report, kernel=None, sqnr_db=None, reasons=reasons, predicted_ms=known.predicted_ms, fallback=known.fallback
-        )
-        part.kernel = None
-    return parts
-
-
 def holds(state: State) -> list[str]:
     kinds = [_kind(site) for site in state.sites]
-    return [
-        f"{site.report.module} could be fused further"
-        for site, kind in zip(state.sites, kinds, strict=True)
-        if kinds.count(kind) > 1
-    ]
+    return [f"{site.module} could be fused further" for site, kind in zip(state.sites, kinds, strict=True) if kinds.count(kind) > 1]
 
 
 PASS = Pass(

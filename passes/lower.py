@@ -4,13 +4,12 @@ import logging
 
 from torch import fx
 
+from qcompile import folding
 from qcompile.errors import brief
 from qcompile.graph.change import Change
 from qcompile.graph.walk import live_nodes
 from qcompile.kernel import KernelCall
 from qcompile.operators import quantized_linear
-from qcompile.passes.choose import ask_for_all
-from qcompile.passes.fold import unserved
 from qcompile.pipeline import GraphSite, Pass, State
 
 log = logging.getLogger(__name__)
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 def apply(state: State) -> None:
     """Copy the operators of each kind of call to every site of that kind; a site whose call cannot be traced has no kernel."""
     state.sites = [after for site in state.sites for after in _lowered(state, site)]
-    ask_for_all(state)  # packing may have failed since the decision
+    state.need_all_served()  # packing may have failed since the decision
     for site in state.sites:
         if site.kernel is None:
             site.result.replace_all_uses_with(site.original)
@@ -31,8 +30,8 @@ def _lowered(state: State, site: GraphSite) -> tuple[GraphSite, ...]:
     try:
         _lower(state, site)
     except Exception as error:  # a kernel's bug must not stop the user's model
-        log.debug("lowering %s", site.report.module, exc_info=True)
-        return unserved(state, site, f"its call cannot be traced: {brief(error)}", {})
+        log.debug("lowering %s", site.module, exc_info=True)
+        return folding.unserved(state, site, f"its call cannot be traced: {brief(error)}", {})
     return (site,)
 
 

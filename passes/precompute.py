@@ -10,9 +10,9 @@ import logging
 
 from torch import Tensor, fx
 
+from qcompile import folding
 from qcompile.graph.nodes import value
 from qcompile.graph.walk import constant_nodes, leaves_of, live_nodes
-from qcompile.passes.fold import inputs
 from qcompile.pipeline import Pass, State
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def apply(state: State) -> None:
         return
     for node in _endangered(state):
         try:
-            (made,) = inputs(state, None, [node], {})
+            (made,) = folding.inputs(state, None, [node], {})
         except Exception:  # its own code fails, as it would when it is called
             log.debug("%s could not be evaluated", node.name, exc_info=True)
             continue

@@ -165,26 +165,23 @@ def _site(
         allow_a8=state.options.allow_a8,
         act_zero=rounded is not None and rounded.zero is not None,
     )
-    row = SiteReport(
+    return GraphSite(
+        *made,
+        product.end,
+        product.weight,
+        tuple(leaves),
+        proposal,
+        reading.reader,
+        site,
+        recheck,
         module=module_path(state, product.node, low),
-        format=proposal.format,
-        bits=site.bits,
-        group=site.group,
-        symmetric=site.symmetric,
-        act_order=site.act_order,
-        codebook=site.codebook,
-        n=site.n,
-        k=site.k,
-        activation=quant.spec,
-        recognized_by=reading.reader,
-        bytes_before=sum(tensor.nbytes for tensor in tensors),
         identity=id(tensors[leaves.index(low)]),
+        bytes_before=sum(tensor.nbytes for tensor in tensors),
     )
-    return GraphSite(*made, product.end, product.weight, tuple(leaves), proposal, site, row, recheck)
 
 
 def holds(state: State) -> list[str]:
-    return [f"{site.report.module} is no canonical call" for site in state.sites if not is_call(site.node, quantized_linear)]
+    return [f"{site.module} is no canonical call" for site in state.sites if not is_call(site.node, quantized_linear)]
 
 
 PASS = Pass(name="recognize", apply=apply, needs=frozenset({"constants", "normal"}), gives=frozenset({"canonical"}), holds=holds)

@@ -1,14 +1,14 @@
 """What a pass is, what it works on, and how the pipeline runs them: order, invariants, dumps, equality between passes."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from qcompile.errors import PassOrderError, QCompileError
+from qcompile.errors import PassOrderError, QCompileError, UnservedError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, hint, named_arguments
 from qcompile.graph.tracing import Emitter
@@ -25,6 +25,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
+class Decision:
+    """What was decided about a site, and why. kernel: None if none takes it; few_rows: x of fewer rows runs in the kernel that
+    kernel.few names (0: none does); the others are fields of the report's row.
+    """
+
+    kernel: Kernel | None = None
+    few_rows: int = 0
+    reasons: dict[str, Reasons] = field(default_factory=dict)
+    predicted_ms: dict[str, float] = field(default_factory=dict)
+    measured_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    sqnr_db: float | None = None
+    dense: str = ""
+    fallback: str = "packed"
+
+
+@dataclass(slots=True, eq=False)
 class GraphSite:
     """One quantized linear of the graph on its way through the pipeline.
 
@@ -33,11 +49,13 @@ class GraphSite:
     original    what computed the result before; `lower` puts that back if no kernel takes the site
     weight      the node of the original graph that is the dense weight operand (what fallback="dense" folds)
     leaves      the raw constants of the weight
-    proposal    what was accepted; recheck: asks whether it also holds for other content of the constants
-    site        what eligibility rules see; kernel: the decision
-    few_rows    x of fewer rows runs in the kernel that kernel.few names (0: none does)
+    proposal    what was accepted, by reader `reader`; recheck: asks whether it also holds for other content of the constants
+    site        what eligibility rules see
+    module      the layer's path; identity: what stays the same when it is compiled again
+    bytes_before  of the constants that it reads; bytes_after: that it reads now
     parts, cuts the linears that `fuse` joined into this one, and the slices of its result that stand for theirs
-    apart       why `fuse` could not join it with others, or ""
+    alone       why `fuse` could not join it with others, or ""
+    note        one more sentence for the report
     """
 
     node: fx.Node
@@ -46,14 +64,22 @@ class GraphSite:
     weight: fx.Node
     leaves: tuple[fx.Node, ...]
     proposal: Proposal
+    reader: str
     site: Site
-    report: SiteReport
     recheck: Recheck
-    kernel: Kernel | None = None
-    few_rows: int = 0
+    module: str
+    identity: Hashable
+    bytes_before: int
+    bytes_after: int = 0
     parts: tuple["GraphSite", ...] = ()
     cuts: tuple[fx.Node, ...] = ()
-    apart: str = ""
+    alone: str = ""
+    note: str = ""
+    decision: Decision = field(default_factory=Decision)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        return self.decision.kernel
 
     def moved(self, node: fx.Node) -> None:
         """`node` now stands in the graph for the site's call."""
@@ -61,16 +87,60 @@ class GraphSite:
             self.result = node
         self.node = node
 
-    def rows(self) -> list[SiteReport]:
-        """Rows of the report: one, or one for each linear of a fused site."""
-        return [replace(part.report, **self._shared(part.report)) for part in self.parts] or [self.report]
+    def apart(self) -> tuple["GraphSite", ...]:
+        """The linears that were joined, each as it was before; itself if it is one."""
+        for part, cut in zip(self.parts, self.cuts, strict=True):
+            cut.replace_all_uses_with(part.node)
+            if part.result is cut:
+                part.result = part.node
+            part.note = ""
+        return self.parts or (self,)
 
-    def _shared(self, part: SiteReport) -> dict[str, Any]:
-        names = ("kernel", "reasons", "predicted_ms", "measured_ms", "dense", "sqnr_db", "fallback")
-        return {
-            **{name: getattr(self.report, name) for name in names},
-            "bytes_after": self.report.bytes_after * part.n // self.site.n,
-        }
+    def give_up(self, reason: str) -> tuple["GraphSite", ...]:
+        """The site (or what it was joined from) without its kernel, which turned out not to work."""
+        before = self.decision
+        assert before.kernel is not None
+        reasons = {**before.reasons, before.kernel.name: (reason,)}
+        parts = self.apart()
+        for part in parts:
+            part.decision = replace(before, kernel=None, few_rows=0, sqnr_db=None, reasons=reasons)
+        return parts
+
+    @property
+    def report(self) -> SiteReport:
+        """The report's row about this site as a whole."""
+        return self._row(self.decision, self.bytes_after)
+
+    def rows(self) -> list[SiteReport]:
+        """The rows of the report: one, or one for each linear that was joined."""
+        return [part._row(self.decision, self.bytes_after * part.site.n // self.site.n) for part in self.parts] or [self.report]
+
+    def _row(self, decision: Decision, bytes_after: int) -> SiteReport:
+        site = self.site
+        return SiteReport(
+            module=self.module,
+            format=self.proposal.format,
+            bits=site.bits,
+            group=site.group,
+            symmetric=site.symmetric,
+            act_order=site.act_order,
+            codebook=site.codebook,
+            n=site.n,
+            k=site.k,
+            activation=site.activation.spec,
+            kernel=decision.kernel.name if decision.kernel else None,
+            reasons=decision.reasons,
+            recognized_by=self.reader,
+            fallback=decision.fallback,
+            note=self.note,
+            bytes_before=self.bytes_before,
+            bytes_after=bytes_after,
+            sqnr_db=decision.sqnr_db,
+            predicted_ms=decision.predicted_ms,
+            measured_ms=decision.measured_ms,
+            dense=decision.dense,
+            identity=self.identity,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,12 +155,12 @@ class Folded:
     @property
     def module(self) -> str:
         """The path of the linear, or of what the constant was computed from."""
-        return ", ".join(self.recipe.paths) if self.site is None else self.site.report.module
+        return ", ".join(self.recipe.paths) if self.site is None else self.site.module
 
     @property
     def kernel(self) -> str:
         """What it was made for."""
-        return "dense" if self.site is None else self.site.report.kernel or "dense"
+        return self.site.kernel.name if self.site is not None and self.site.kernel is not None else "dense"
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +188,15 @@ class State:
     @property
     def graph(self) -> fx.Graph:
         return self.gm.graph
+
+    def need_all_served(self) -> None:
+        """UnservedError if option fallback asks that every quantized linear has a kernel, and one has none."""
+        unserved = [site for site in self.sites if site.kernel is None]
+        if self.options.fallback == "error" and (unserved or self.declined):
+            lines = [f"{row.module}: {row.declined}" for row in self.declined]
+            for site in unserved:
+                lines += [f"{site.module}: {name}: {reason}" for name, why in site.decision.reasons.items() for reason in why]
+            raise UnservedError(lines)
 
     def burn(self) -> bool:
         """Whether one more rewrite is allowed (option fuel)."""

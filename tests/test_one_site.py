@@ -87,13 +87,13 @@ STEPS = [
     "qcompile.passes.recognize.raise_product",
     "qcompile.passes.recognize.module_path",
     "qcompile.recognize.rewrite._replay",
-    "qcompile.passes.choose._decide",
+    "qcompile.passes.choose._decision",
     "qcompile.passes.choose.candidates",
     "qcompile.passes.choose.verify_rewrite",
     "qcompile.passes.choose.pack_recipe",
     "qcompile.passes.prepack.emit_pack",
     "qcompile.passes.prepack.operand_nodes",
-    "qcompile.passes.fold.fold_site",
+    "qcompile.folding.fold_site",
     "qcompile.passes.lower._lower",
 ]
 
@@ -112,14 +112,14 @@ def test_a_step_that_fails_for_one(monkeypatch: pytest.MonkeyPatch, target: str)
 @pytest.mark.parametrize("fallback", ["dense", "packed"])
 def test_a_dense_weight_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, fallback: str) -> None:
     """The packing of one linear fails, then making its dense weight does too."""
-    from qcompile.passes import fold  # noqa: PLC0415
+    from qcompile import folding  # noqa: PLC0415
 
-    original = fold.inputs
+    original = folding.inputs
 
     def inputs(state: Any, site: Any, *args: Any, **kwargs: Any) -> Any:
-        return fail() if site.report.module == "layers.1" else original(state, site, *args, **kwargs)
+        return fail() if site.module == "layers.1" else original(state, site, *args, **kwargs)
 
-    monkeypatch.setattr(fold, "inputs", inputs)
+    monkeypatch.setattr(folding, "inputs", inputs)
     rows = {row.module: row for row in run(Chain(), fallback=fallback)}
     assert [name for name, row in rows.items() if row.kernel is None] == ["layers.1"]
     assert rows["layers.1"].fallback == "packed" and rows["layers.1"].bytes_after == rows["layers.1"].bytes_before

@@ -47,7 +47,7 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
     raw = config_entry(folder) if folder is not None and "config" not in kw else None
     config = copy.deepcopy(kw.pop("config", None)) or _config(transformers, name, folder, kw)
     chosen = model_class is not None
-    model_class = model_class or class_of(config)
+    model_class = model_class or class_of(config, name)
     session = Session(name, _checked_entry(name, config, raw, model_class), chosen)
     if folder is not None:
         session.headers = _headers(folder, kw, session.entry is not None)
@@ -162,12 +162,17 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(line.strip() for line in lines[:3])}"[:300]
 
 
-def class_of(config: Any) -> Any:
-    """The transformers class that the config's `architectures` names; AutoModel if it names none that exists."""
+def class_of(config: Any, name: str) -> Any:
+    """The transformers class that the config's `architectures` names; AutoModel if it names none that exists.
+
+    Raises CheckpointError if that entry is no list of names: AutoModel would leave the head out without a word.
+    """
     transformers: Any = import_module("transformers")
-    given = getattr(config, "architectures", None)
-    for name in given if isinstance(given, list | tuple) else ():
-        found = getattr(transformers, str(name), None)
+    given = getattr(config, "architectures", None) or []
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+        raise CheckpointError(f"{name}/config.json", "architectures", "a list of class names", repr(given), CONFIG_WAY_OUT)
+    for item in given:
+        found = getattr(transformers, item, None)
         if found is not None:
             return found
     return transformers.AutoModel

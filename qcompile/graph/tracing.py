@@ -28,17 +28,17 @@ class Emitter:
         The function must be straight-line tensor code: no Python decisions on values, no .item(). None arguments stay None.
         key: equal only for functions that do the same to arguments of the same shapes and dtypes.
         """
-        given = [node for node in nodes if node is not None]
-        fakes = [_fake(node) for node in given]
-        full = (
-            key,
-            tuple(node is None for node in nodes),
-            *((str(f.shape), str(f.stride()), f.dtype, str(f.device)) for f in fakes),
-        )
+        piece = self.trace(function, [None if node is None else _fake(node) for node in nodes], key)
+        return _inline(graph, piece, [node for node in nodes if node is not None])
+
+    def trace(self, function: Callable[..., Any], fakes: Sequence[Tensor | None], key: Hashable) -> fx.GraphModule:
+        """The function as a graph of its own, traced now or before; arguments and key as above."""
+        missing = [fake is None for fake in fakes]
+        given = [fake for fake in fakes if fake is not None]
+        full = (key, tuple(missing), *((str(f.shape), str(f.stride()), f.dtype, str(f.device)) for f in given))
         if full not in self._traced:
-            missing = [node is None for node in nodes]
-            self._traced[full] = self._trace(lambda *args: function(*_spread(args, missing)), fakes)
-        return _inline(graph, self._traced[full], given)
+            self._traced[full] = self._trace(lambda *args: function(*_spread(args, missing)), given)
+        return self._traced[full]
 
     def _trace(self, function: Callable[..., Any], fakes: Sequence[Tensor]) -> fx.GraphModule:
         with within(fakes), torch.no_grad():

@@ -54,7 +54,7 @@ def _tell(state: State, name: str, reason: str) -> None:
         state.note(SiteReport(module="this graph", format=name), (text,))
         return
     for item in (part for site in state.sites for part in site.parts or (site,)):
-        item.report = replace(item.report, note=_and(item.report.note, text))
+        item.note = _and(item.note, text)
     state.declined = [replace(row, note=_and(row.note, text)) for row in state.declined]
 
 

@@ -340,3 +340,13 @@ def test_random_damages(first: int, tmp_path: Path) -> None:
         outcome = folders.case(seed, tmp_path / str(seed))
         assert outcome.kind not in BAD, f"seed {seed}: {outcome.kind}: {outcome.detail}"
         shutil.rmtree(tmp_path / str(seed))
+
+
+@pytest.mark.parametrize("given", [1.5, "LlamaForCausalLM", [3], {"LlamaForCausalLM": 1}])
+def test_architectures_that_are_no_list_of_names(folder: Callable[[str], Path], given: object) -> None:
+    """Loaded as a bare AutoModel, a model without its head would come out of it."""
+    path = folder("dense")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": given}))
+    with pytest.raises(CheckpointError, match=r"config\.json: architectures: expected a list of class names, got "):
+        qcompile.load(path)

@@ -10,7 +10,6 @@ from support.spellings import BF16, K, Written, int4, int8, linear, scale
 from torch import Tensor, nn
 
 from qcompile.options import Options
-from qcompile.passes.fuse import unfuse
 from qcompile.pipeline import State
 
 X = torch.zeros(4, K, dtype=BF16)
@@ -70,7 +69,7 @@ def test_unfused_again() -> None:
         through("fuse")(state)
         (site,) = [site for site in state.sites if site.parts]
         assert [part.report.note for part in site.parts] == ["one call for gate, up"] * 2
-        parts = unfuse(site)
+        parts = site.apart()
         state.graph.lint()
         assert [part.report.note for part in parts] == ["", ""]
         assert all(not cut.users for cut in site.cuts)
