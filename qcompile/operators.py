@@ -51,7 +51,15 @@ def _quantized_linear(
     for part in row_pieces(codes.shape[0], codes.shape[1], _PIECE):
         points = None if zeros is None else zeros[part]
         weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype)
-    return torch.nn.functional.linear(rounded, weight, None if bias is None else bias.to(x.dtype))
+    return _product(rounded, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., K] @ weight.T [K, N] + bias, in the dtype of x and weight."""
+    if x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 2:
+        # With AMX, oneDNN takes pairs along K: for the last one of an odd K it also reads the next row, whose NaN times 0 is NaN.
+        x, weight = (torch.nn.functional.pad(item, (0, 1)) for item in (x, weight))
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _quantized_linear_fake(x: Tensor, codes: Tensor, *_: object, **__: object) -> Tensor:
@@ -193,7 +201,7 @@ def _packed_linear(
     The activation of `spec` is not applied: x comes rounded.
     """
     weight = _dense(x, packed, scales, zeros, g_idx, Structure.parse(spec))
-    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return _product(x, weight, bias)
 
 
 def _packed_linear_fake(

@@ -157,3 +157,13 @@ def test_strided_inputs_give_the_same_numbers(kernel: str) -> None:
     assert torch.equal(run(holes[::2, ::2]), run(x))
     assert torch.equal(run(x.t().contiguous().t()), run(x))
     assert torch.equal(run(x[2:5]), run(x)[2:5])
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize(("n", "k"), [(15, 65), (7, 63), (33, 1)])
+def test_nan_stays_in_its_row_where_k_is_odd(n: int, k: int, dtype: torch.dtype) -> None:
+    """oneDNN's own product of bfloat16 lets it into the row before, on processors with AMX."""
+    x = torch.randn(64, k).to(dtype)
+    x[33] = torch.nan
+    y = pack_linear(random_weight(n, k, bits=4, group=k), "reference.quantized_linear", dtype=dtype)(x)
+    assert y.isnan().any(1).nonzero().flatten().tolist() == [33]
