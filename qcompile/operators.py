@@ -201,7 +201,7 @@ def _packed_linear(
     The activation of `spec` is not applied: x comes rounded.
     """
     weight = _dense(x, packed, scales, zeros, g_idx, Structure.parse(spec))
-    return _product(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _packed_linear_fake(
