@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile import versions
+from qcompile import debug, versions
 from qcompile.errors import STRANGE_TORCH_WARNING, TRAINING_WARNING, UNREAD_WARNING, QCompileError
 from qcompile.frontends import notes
 from qcompile.graph.capture import dynamo_constants
@@ -166,6 +166,7 @@ class _Graph:
         self.gm, self.inputs, self.options, self.mode, self.explained = gm, list(inputs), options, mode, explained is not None
         self.also = record if explained is None else explained.extend
         self.number = next(_numbers)
+        debug.count("graphs")
         self.constants = dynamo_constants(gm, inputs)
         self.rows: list[SiteReport] = []
         self.verified: dict[Any, Verdict] = {}

@@ -75,7 +75,7 @@ def is_pure(node: fx.Node) -> bool:
         return isinstance(literal(node), Tensor)
     if node.op != "call_function":
         return False
-    target = node.target
+    target: Any = node.target
     if isinstance(target, OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return target is operator.getitem
@@ -91,7 +91,7 @@ def lacks_value(node: fx.Node) -> bool:
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an operator's call by name; those left out have their defaults."""
-    target = node.target
+    target: Any = node.target
     assert isinstance(target, OpOverload)
     schema = target._schema.arguments
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}

@@ -18,7 +18,7 @@ Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
 
 def needs_of(node: fx.Node, axis: Axis) -> Needs | None:
     """Which range of each argument a range of the node's result along `axis` needs; None if that is not known."""
-    target = node.target
+    target: Any = node.target
     if node.op != "call_function" or not isinstance(target, OpOverload):
         return _same(node, axis) if getattr(target, "__name__", "") == "getitem" and node.op == "call_function" else None
     name = target.overloadpacket.__name__

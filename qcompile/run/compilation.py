@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.debug import count
 from qcompile.errors import QCompileError, brief
 from qcompile.graph.capture import aot_constants, number_of, resolve
 from qcompile.graph.nodes import Constant, hint, value
@@ -81,6 +82,7 @@ class Compilation:
 
     def compile(self, gm: fx.GraphModule, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The compiled graph; boxed. kwargs: what Inductor passes to its inner compiler, nothing if AOTAutograd calls."""
+        count("compiled")
         self._look_around(gm)
         self.made = self._compile(gm, list(inputs), kwargs)
         return self.made

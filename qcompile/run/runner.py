@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qcompile.debug import count
 from qcompile.errors import CHANGED_WARNING, ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released
 from qcompile.meaning import all_finite
@@ -92,6 +93,7 @@ class Runner:
         """Pack the raw constants of one more layer, too; or the reason why this code does not fit them."""
         tensors, problem = self._packed(leaves, set(self.nodes))
         if not problem:
+            count("adopted")
             self.known += 1
             self.sets += 1
             self._remember(leaves, tensors)
@@ -125,9 +127,11 @@ class Runner:
         changed = {node for node, new in zip(self.nodes, different, strict=True) if new}
         if before is not None and not changed:  # released by another graph that reads the same weight
             return self._remember(leaves, before.value.tensors, before.value.problem)
+        count("packed_again")
         log.info("%d raw tensors of packed weights changed: packing again", len(changed))
         tensors, problem = self._packed(leaves, changed)
         if problem:
+            count("unpacked")
             warnings.warn(CHANGED_WARNING.format(problem=problem), stacklevel=2)
         elif before is None and len(self.weights.entries) >= self.known:  # not a replaced parameter, whose entry is gone
             self.sets += 1

@@ -1,6 +1,6 @@
 """What we ask of Dynamo beside `torch.compile`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def unlimited() -> Iterator[None]:
+def unlimited() -> Generator[None]:
     """Past its limit Dynamo stops asking back ends, silently; every explanation is one more compilation of the same code."""
     try:
         limits = _patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)

@@ -33,7 +33,7 @@ def storage_address(storage: Any) -> int:
     return int(storage._cdata)
 
 
-def inner_tensors(tensor: Tensor) -> tuple[dict[str, Tensor], Any]:
+def inner_tensors(tensor: Tensor) -> tuple[dict[str, Any], Any]:
     """What a tensor of a subclass consists of, by name, and what it says of itself beside that; ({}, None) of other tensors."""
     if not is_traceable_subclass(tensor):
         return {}, None

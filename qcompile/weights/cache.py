@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qcompile.debug import count
 from qcompile.graph.nodes import Constant, is_released
 from qcompile.weights import disk_cache
 from qcompile.weights.derived import Derived
@@ -42,6 +43,8 @@ class PackedWeights:
             if found is None:
                 found = self._made(recipe, raw)
                 self.results.put(raw, found, recipe.key, recipe.retire)
+            else:
+                count("shared")
             return found.values
 
     def _made(self, recipe: Recipe, raw: Sequence[Tensor]) -> Result:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qcompile import debug
 from qcompile.kernel import Kernel
 from qcompile.options import Options
 from qcompile.versions import installed
@@ -78,6 +79,7 @@ class Shelf:
         path = self.folder / f"{key}.safetensors"
         values = _read(path, key, count, retire)
         if values is not None:
+            debug.count("mapped")
             return values, path
         values = make()
         if not keep or self.folder in _unwritable or not mapped_file.storable(values) or _fingerprints(leaves) != before:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.debug import count
 from qcompile.errors import ReleasedWeightError
 from qcompile.graph.nodes import Constant, is_released, is_size, literal
 from qcompile.graph.text import structural_key
@@ -87,6 +88,7 @@ class Recipe:
         for path, leaf in zip(self.paths, leaves, strict=True):
             if is_released(leaf):
                 raise ReleasedWeightError(path)
+        count("evaluated")
         feed = dict(zip(self.inputs, leaves, strict=True))
         for node in self._large():
             feed[node] = in_strips(node, feed)

@@ -1,6 +1,7 @@
 """Computes a large matrix a strip of rows at a time: what it is made of is never there as a whole, and stays in the cache."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +16,7 @@ _LARGE, _STRIP = 1 << 22, 1 << 19  # elements
 
 def is_foreign(node: fx.Node) -> bool:
     """Whether an operator that packs for a kernel stands here, ours or another library's, which takes its arguments whole."""
-    target = node.target
+    target: Any = node.target
     if not isinstance(target, OpOverload) or target is unpack:
         return False
     return target.namespace not in {"aten", "prims", "prim"} or target._schema.name.startswith("aten::_convert_weight_to_")

@@ -14,11 +14,11 @@ from support.spellings import BF16, SPELLINGS, K, N, Written, int4, int8, linear
 from torch import Tensor, nn
 
 import qcompile
+from qcompile import debug
 from qcompile.errors import ReleasedWeightError
 from qcompile.meaning import sqnr_db
 from qcompile.run.runner import Runner
 from qcompile.weights.cache import STORE
-from qcompile.weights.recipe import Recipe
 
 EAGER: dict[str, Any] = {"rest": "eager", "kernels": ["reference"]}
 X = torch.randn(3, K, generator=torch.Generator().manual_seed(0)).to(BF16)
@@ -110,16 +110,8 @@ def test_the_same_model_compiled_twice() -> None:
     assert good(model, compiled(model, fallback="packed", disable=["reference"], kernels=[]))
 
 
-def test_one_graph_serves_every_layer_without_packing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_graph_serves_every_layer_without_packing_again() -> None:
     """Layers compiled one by one share their compiled code."""
-    evaluated: list[str] = []
-    evaluate = Recipe.evaluate
-
-    def counted(self: Recipe, leaves: Any) -> Any:
-        evaluated.append(self.paths[0])
-        return evaluate(self, leaves)
-
-    monkeypatch.setattr(Recipe, "evaluate", counted)
     model, same = Stack(4), Stack(4)
     same.load_state_dict(model.state_dict())
     for layer in model.layers:
@@ -128,10 +120,10 @@ def test_one_graph_serves_every_layer_without_packing_again(monkeypatch: pytest.
         want = same(X)
         assert sqnr_db(want, model(X)) >= 40
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-        count = len(evaluated)
+        before = debug.counters()
         for _ in range(3):
             assert sqnr_db(want, model(X)) >= 40
-        assert len(evaluated) == count
+        assert debug.counters() == before
 
 
 def test_the_report_has_a_row_for_every_layer_that_runs_shared_code() -> None:

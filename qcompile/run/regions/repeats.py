@@ -126,7 +126,7 @@ def _well_cut(nodes: Sequence[fx.Node], at: Mapping[fx.Node, int], repeat: Repea
 
 
 def _is_product(node: fx.Node) -> bool:
-    target = node.target
+    target: Any = node.target
     if isinstance(target, OpOverload):
         name = target.overloadpacket.__name__
         return name in _PRODUCTS or name.startswith("_scaled_dot_product")
