@@ -1,59 +1,45 @@
 #include "common/isa.h"
 
-#include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 namespace qcompile {
 namespace {
 
-#if defined(__x86_64__)
-uint64_t enabled_states() {
-  uint32_t low, high;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (static_cast<uint64_t>(high) << 32) | low;
-}
+using Feature = bool CpuFeatures::*;
 
-bool has(uint32_t word, int bit) { return (word >> bit & 1u) != 0; }
+struct Named {
+  Isa isa;
+  const char* name;
+  Feature needs, also;  // null: nothing
+};
 
-// Bits: Intel SDM volume 2, CPUID (AVX-VNNI: leaf 7.1, EAX bit 4); saved states: volume 1, section 13.3 (2 = SSE and AVX, 5..7 = AVX-512).
-CpuFeatures detect() {
-  CpuFeatures found;
-  uint32_t a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 27)) return found;
-  const bool fma = has(c, 12), f16c = has(c, 29), avx = has(c, 28);
-  const uint64_t states = enabled_states();
-  const bool ymm_saved = (states & 0x6) == 0x6;
-  const bool zmm_saved = (states & 0xe6) == 0xe6;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
-  const uint32_t leaves = a;
-  found.avx2 = ymm_saved && avx && fma && f16c && has(b, 5);
-  found.avx512 = found.avx2 && zmm_saved && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31);
-  found.avx512_vnni = found.avx512 && has(c, 11);
-  if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
-    found.avx_vnni = found.avx2 && has(a, 4);
-    found.avx512_bf16 = found.avx512 && has(a, 5);
-  }
-  found.vnni_256 = found.avx_vnni || found.avx512_vnni;
-  return found;
-}
-#else
-CpuFeatures detect() { return {}; }
-#endif
+// Best first. The bf16 level also promises VNNI: every processor with the one has the other.
+constexpr Named kNamed[] = {
+    {Isa::avx512_bf16, "avx512_bf16", &CpuFeatures::avx512_bf16, &CpuFeatures::avx512_vnni},
+    {Isa::avx512, "avx512", &CpuFeatures::avx512, nullptr},
+    {Isa::avx2_vnni, "avx2_vnni", &CpuFeatures::vnni_256, nullptr},
+    {Isa::avx2, "avx2", &CpuFeatures::avx2, nullptr},
+    {Isa::generic, "generic", nullptr, nullptr},
+};
+
+// The least level that may use each feature.
+constexpr struct {
+  Feature feature;
+  Isa from;
+} kFrom[] = {
+    {&CpuFeatures::avx2, Isa::avx2},           {&CpuFeatures::avx_vnni, Isa::avx2_vnni},
+    {&CpuFeatures::vnni_256, Isa::avx2_vnni},  {&CpuFeatures::avx512, Isa::avx512},
+    {&CpuFeatures::avx512_vnni, Isa::avx512},  {&CpuFeatures::avx512_bf16, Isa::avx512_bf16},
+};
+
+bool has(const CpuFeatures& features, Feature feature) { return feature == nullptr || features.*feature; }
 
 std::vector<Isa> detect_levels() {
   const CpuFeatures& here = cpu_features();
   std::vector<Isa> levels;
-  // The bf16 level also promises VNNI: every processor with the one has the other.
-  if (here.avx512_bf16 && here.avx512_vnni) levels.push_back(Isa::avx512_bf16);
-  if (here.avx512) levels.push_back(Isa::avx512);
-  if (here.vnni_256) levels.push_back(Isa::avx2_vnni);
-  if (here.avx2) levels.push_back(Isa::avx2);
-  levels.push_back(Isa::generic);
+  for (const Named& level : kNamed)
+    if (has(here, level.needs) && has(here, level.also)) levels.push_back(level.isa);
   return levels;
 }
 
@@ -75,29 +61,19 @@ Isa choose() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::avx512_bf16: return "avx512_bf16";
-    case Isa::avx512: return "avx512";
-    case Isa::avx2_vnni: return "avx2_vnni";
-    case Isa::avx2: return "avx2";
-    case Isa::generic: break;
-  }
+  for (const Named& level : kNamed)
+    if (level.isa == isa) return level.name;
   return "generic";
 }
 
 const CpuFeatures& cpu_features() {
-  static const CpuFeatures found = detect();
+  static const CpuFeatures found = detect_features();
   return found;
 }
 
 CpuFeatures features_at(Isa isa) {
   CpuFeatures found = cpu_features();
-  found.avx2 = found.avx2 && isa >= Isa::avx2;
-  found.avx_vnni = found.avx_vnni && isa >= Isa::avx2_vnni;
-  found.vnni_256 = found.vnni_256 && isa >= Isa::avx2_vnni;
-  found.avx512 = found.avx512 && isa >= Isa::avx512;
-  found.avx512_vnni = found.avx512_vnni && isa >= Isa::avx512;
-  found.avx512_bf16 = found.avx512_bf16 && isa >= Isa::avx512_bf16;
+  for (const auto& [feature, from] : kFrom) found.*feature = found.*feature && isa >= from;
   return found;
 }
 

@@ -2,6 +2,7 @@
 // QCOMPILE_ISA. A level is a name that covers everything below it.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct CpuFeatures {
   bool vnni_256 = false;     // the same instruction with whichever prefix
 };
 
+// Asks the processor and the operating system (XCR0); one file for each architecture, features_*.cpp.
+CpuFeatures detect_features();
+
 const char* isa_name(Isa isa);
 
 // What the processor has and the operating system saves on a context switch (XCR0).
@@ -26,6 +30,30 @@ const CpuFeatures& cpu_features();
 
 // The features that a level may use: those of the machine, without the ones above the level.
 CpuFeatures features_at(Isa isa);
+
+// One implementation of something, and what it takes. Tables of them stand best first and end with one for any processor.
+template <class What>
+struct Choice {
+  bool CpuFeatures::*needs;  // null: nothing
+  const What* what;
+  bool pairs_of_bf16 = false;  // multiplies pairs of bfloat16, which lose bits of any other dtype
+};
+
+// The first of these that the level may use and that has something for `pick`; keeps_bf16: whether x is bfloat16 or may become it.
+template <class What, size_t N, class Pick>
+auto first_of(const Choice<What> (&table)[N], Isa isa, bool keeps_bf16, const Pick& pick) {
+  const CpuFeatures features = features_at(isa);
+  for (const Choice<What>& choice : table) {
+    const bool allowed = (choice.needs == nullptr || features.*choice.needs) && (keeps_bf16 || !choice.pairs_of_bf16);
+    if (auto found = allowed ? pick(*choice.what) : nullptr) return found;
+  }
+  return pick(*table[N - 1].what);
+}
+
+template <class What, size_t N>
+const What& first_of(const Choice<What> (&table)[N], Isa isa, bool keeps_bf16 = true) {
+  return *first_of(table, isa, keeps_bf16, [](const What& what) { return &what; });
+}
 
 // Levels of this machine that were compiled in, best first.
 const std::vector<Isa>& available_isas();

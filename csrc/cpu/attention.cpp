@@ -16,6 +16,19 @@ extern const AttentionKernel kAttentionAvx2, kAttentionAvx512, kAttentionAvx512B
 
 namespace {
 
+constexpr Choice<AttentionKernel> kChoices[] = {
+#if defined(__x86_64__)
+    {&CpuFeatures::avx512_bf16, &kAttentionAvx512Bf16, true},
+    {&CpuFeatures::avx512, &kAttentionAvx512},
+    {&CpuFeatures::avx2, &kAttentionAvx2},
+#endif
+    {nullptr, &kAttentionGeneric},
+};
+
+}  // namespace
+
+namespace {
+
 // Below this, a mask value takes a key out of the softmax of any query that sees another key: exp() of the difference is 0 in
 // float32 as long as products of queries and keys stay below 1e29. Models write "unseen" as the least finite number.
 constexpr float kHopeless = -1e30f;
@@ -73,18 +86,8 @@ Range seen(const Attention& attention, int64_t batch, int64_t query, float unsee
 
 }  // namespace
 
-const AttentionKernel& attention_kernel(Isa isa, Element element) {
-#if defined(__x86_64__)
-  // Only bfloat16 keeps its bits in pairs of bfloat16.
-  if (isa == Isa::avx512_bf16 && element == Element::bf16) return kAttentionAvx512Bf16;
-  if (isa >= Isa::avx512) return kAttentionAvx512;
-  if (isa >= Isa::avx2) return kAttentionAvx2;
-#else
-  (void)isa;
-  (void)element;
-#endif
-  return kAttentionGeneric;
-}
+// Only bfloat16 keeps its bits in pairs of bfloat16.
+const AttentionKernel& attention_kernel(Isa isa, Element element) { return first_of(kChoices, isa, element == Element::bf16); }
 
 Visible visible_keys(const Attention& attention, int64_t batch) {
   Visible all = {0, attention.keys, kMinusInfinity};

@@ -8,16 +8,20 @@ extern const DenseKernel kDenseGeneric;
 extern const DenseKernel kDenseAvx2, kDenseAvx512, kDenseAvx512Bf16;
 #endif
 
-const DenseKernel& dense_kernel(Isa isa, Element element) {
+namespace {
+
+constexpr Choice<DenseKernel> kChoices[] = {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512_bf16 && element == Element::bf16) return kDenseAvx512Bf16;
-  if (isa >= Isa::avx512) return kDenseAvx512;
-  if (isa >= Isa::avx2) return kDenseAvx2;
-#else
-  (void)isa;
-  (void)element;
+    {&CpuFeatures::avx512_bf16, &kDenseAvx512Bf16, true},
+    {&CpuFeatures::avx512, &kDenseAvx512},
+    {&CpuFeatures::avx2, &kDenseAvx2},
 #endif
-  return kDenseGeneric;
-}
+    {nullptr, &kDenseGeneric},
+};
+
+}  // namespace
+
+// Only bfloat16 keeps its bits in pairs of bfloat16.
+const DenseKernel& dense_kernel(Isa isa, Element element) { return first_of(kChoices, isa, element == Element::bf16); }
 
 }  // namespace qcompile

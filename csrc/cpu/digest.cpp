@@ -8,6 +8,14 @@
 namespace qcompile {
 namespace {
 
+constexpr Choice<DigestKernel> kChoices[] = {
+#if defined(__x86_64__)
+    {&CpuFeatures::avx512, &kDigestAvx512},
+    {&CpuFeatures::avx2, &kDigestAvx2},
+#endif
+    {nullptr, &kDigestGeneric},
+};
+
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read as they lie in memory");
 
 // One chunk of up to 1024 bytes.
@@ -33,15 +41,7 @@ void hash_parent(const uint32_t* children, uint32_t root, uint32_t* result) {
 
 }  // namespace
 
-const DigestKernel& digest_kernel(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::avx512) return kDigestAvx512;
-  if (isa >= Isa::avx2) return kDigestAvx2;
-#else
-  (void)isa;
-#endif
-  return kDigestGeneric;
-}
+const DigestKernel& digest_kernel(Isa isa) { return first_of(kChoices, isa); }
 
 void digest_leaves(const DigestKernel& kernel, const uint8_t* data, int64_t bytes, int64_t begin, int64_t end, uint32_t* values) {
   int64_t chunk = begin;

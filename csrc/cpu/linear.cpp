@@ -4,25 +4,17 @@
 namespace qcompile {
 namespace {
 
-// What the levels provide that `isa` may use, best first: the first entry that is there counts.
-template <class Choose>
-auto first_of(Isa isa, bool with_bf16, const Choose& choose) {
+constexpr Choice<LevelKernels> kLevels[] = {
 #if defined(__x86_64__)
-  const CpuFeatures features = features_at(isa);
-  auto found = choose(kGenericKernels);
-  found = nullptr;
-  if (features.avx512_bf16 && with_bf16) found = choose(kAvx512Bf16Kernels);
-  if (found == nullptr && features.avx512_vnni) found = choose(kAvx512VnniKernels);
-  if (found == nullptr && features.avx512) found = choose(kAvx512Kernels);
-  if (found == nullptr && features.vnni_256) found = choose(features.avx_vnni ? kAvx2VnniKernels : kAvx2VnniEvexKernels);
-  if (found == nullptr && features.avx2) found = choose(kAvx2Kernels);
-  if (found != nullptr) return found;
-#else
-  (void)isa;
-  (void)with_bf16;
+    {&CpuFeatures::avx512_bf16, &kAvx512Bf16Kernels, true},
+    {&CpuFeatures::avx512_vnni, &kAvx512VnniKernels},
+    {&CpuFeatures::avx512, &kAvx512Kernels},
+    {&CpuFeatures::avx_vnni, &kAvx2VnniKernels},
+    {&CpuFeatures::vnni_256, &kAvx2VnniEvexKernels},
+    {&CpuFeatures::avx2, &kAvx2Kernels},
 #endif
-  return choose(kGenericKernels);
-}
+    {nullptr, &kGenericKernels},
+};
 
 const LinearKernel* of(const LevelKernels& level, Family family) {
   switch (family) {
@@ -38,19 +30,19 @@ const LinearKernel* of(const LevelKernels& level, Family family) {
 
 const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype) {
   // float32 input would lose bits in pairs of bfloat16: it keeps to float32 products.
-  return *first_of(isa, dtype != Dtype::f32, [family](const LevelKernels& level) { return of(level, family); });
+  return *first_of(kLevels, isa, dtype != Dtype::f32, [family](const LevelKernels& level) { return of(level, family); });
 }
 
 double (*most_wide_of(Isa isa))(int64_t) {
-  return first_of(isa, true, [](const LevelKernels& level) { return level.most_wide; });
+  return first_of(kLevels, isa, true, [](const LevelKernels& level) { return level.most_wide; });
 }
 
 double (*most_bytes_of(Isa isa))(int64_t) {
-  return first_of(isa, true, [](const LevelKernels& level) { return level.most_bytes; });
+  return first_of(kLevels, isa, true, [](const LevelKernels& level) { return level.most_bytes; });
 }
 
 uint32_t (*read_of(Isa isa))(const uint8_t*, int64_t) {
-  return first_of(isa, true, [](const LevelKernels& level) { return level.read; });
+  return first_of(kLevels, isa, true, [](const LevelKernels& level) { return level.read; });
 }
 
 }  // namespace qcompile

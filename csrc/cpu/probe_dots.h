@@ -1,7 +1,7 @@
-// The probes of products of bytes, by what dots.h has for them.
+// The probes of products of bytes, by what dots_x86.h has for them.
 #pragma once
 
-#include "cpu/dots.h"
+#include "cpu/dots_x86.h"
 #include "cpu/probe_body.h"
 
 namespace qcompile {

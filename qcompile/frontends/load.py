@@ -30,6 +30,9 @@ from qcompile.frontends.session import Session, loading
 from qcompile.versions import TRIED
 from qcompile.warning import warn
 
+# No model has so many layers that share their tensors.
+_DEEP = 1000
+
 
 def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "auto", **kw: Any) -> Any:
     """The model in the folder (or Hub repository) `path`, in eval mode, its quantized layers packed and ready for torch.compile.
@@ -51,6 +54,8 @@ def load(path: str | PathLike[str], *, model_class: Any = None, dtype: Any = "au
     session = Session(name, _checked_entry(name, config, raw, model_class), chosen)
     if folder is not None:
         session.headers = _headers(folder, kw, session.entry is not None)
+        if session.headers:
+            _need_possible_depth(f"{name}/config.json", config, session.headers)
     options = {"config": config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kw}
     if session.entry is not None:
         if session.entry.get("kv_cache_scheme"):
@@ -101,6 +106,14 @@ def _checked_entry(name: str, config: Any, raw: object, model_class: Any) -> dic
         return None
     way_out = f"Load it with {model_class.__name__}.from_pretrained and qcompile.compile the result."
     return checked(f"{name}/config.json", found, way_out)
+
+
+def _need_possible_depth(file: str, config: Any, stored: Headers) -> None:
+    """CheckpointError for a number of layers that the files cannot hold: building them would take all memory."""
+    depth = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(depth, int) and depth > max(_DEEP, len(stored)):
+        expected = f"at most one layer for each of the {len(stored)} tensors of the files"
+        raise CheckpointError(file, "num_hidden_layers", expected, str(depth), CONFIG_WAY_OUT)
 
 
 def _headers(folder: Path, kw: Mapping[str, Any], quantized: bool) -> Headers:

@@ -350,3 +350,15 @@ def test_architectures_that_are_no_list_of_names(folder: Callable[[str], Path], 
     (path / "config.json").write_text(json.dumps({**config, "architectures": given}))
     with pytest.raises(CheckpointError, match=r"config\.json: architectures: expected a list of class names, got "):
         qcompile.load(path)
+
+
+@pytest.mark.parametrize("kind", ["dense", "gptq"])
+def test_a_number_of_layers_that_no_file_holds(folder: Callable[[str], Path], kind: str) -> None:
+    """Building a thousand million layers would come first otherwise."""
+    path = folder(kind)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: num_hidden_layers: expected at most one layer for each of the \d+ tensors"
+    ):
+        qcompile.load(path)

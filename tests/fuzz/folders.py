@@ -279,8 +279,8 @@ def config_value(damage: Damage) -> str:
         value = inside[name] = damage.chance.choice(VALUES)
         text = f"{'.'.join([*path, name])} = {value!r}"
     file.write_text(json.dumps(config))
-    if not path:
-        damage.visible = False  # another model, of which all tensors may be there (heads of another size)
+    if not path or (name == "num_bits" and "activations" in path[-1]):
+        damage.visible = False  # another model, of which all tensors may be there (heads of another size, inputs rounded otherwise)
     return text
 
 

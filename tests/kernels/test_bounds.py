@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.native_sources import KERNEL_TESTS, LEVELS, X86, Sources, build, compiler, for_levels, plain
+from support.native_sources import FEATURES, KERNEL_TESTS, LEVELS, X86, Sources, build, compiler, for_levels, plain
 
 ADDRESS = "-fsanitize=address"
 # Checks as calls: code with a check at every load takes GCC more than twice as long to compile.
@@ -22,7 +22,7 @@ LEAST_DIGESTS = 67 * 6  # chunks, bytes more or less
 
 def everywhere(program: str, *names: str) -> Sources:
     own = dict.fromkeys((KERNEL_TESTS / f"{program}.cpp",), UNDEFINED)
-    return own | plain("common/isa.cpp", *names, flags=UNDEFINED)
+    return own | plain("common/isa.cpp", FEATURES, *names, flags=UNDEFINED)
 
 
 def products() -> Sources:

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.native_sources import KERNEL_TESTS, X86, build, for_levels, plain
+from support.native_sources import FEATURES, KERNEL_TESTS, X86, build, for_levels, plain
 
 from qcompile.hardware.cpu import parse_cpuinfo, read_text
 
@@ -19,7 +19,7 @@ PRODUCTS = 9 * 2 * 3 * 2 * 7  # shapes, bits, variants, zero points or not, rows
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = dict.fromkeys((KERNEL_TESTS / "vex_vnni.cpp", KERNEL_TESTS / "vnni_trap.cpp"), ("-O1",))
-    sources = own | plain("common/isa.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
+    sources = own | plain("common/isa.cpp", FEATURES, "cpu/packed.cpp", "cpu/level_generic.cpp")
     sources |= for_levels("level", ("avx2_vnni", "avx2_vnni_evex"))
     return build(sources, ("-O3",), (), tmp_path_factory.mktemp("vex_vnni"))
 

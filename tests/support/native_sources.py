@@ -1,4 +1,4 @@
-"""Builds programs of the tests with the torch-free native sources, each file with the flags that csrc/cpu/*.cmake give it."""
+"""Builds programs of the tests with the torch-free native sources, each file with the flags of csrc/cpu/levels.txt."""
 
 import platform
 import shutil
@@ -12,16 +12,15 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 KERNEL_TESTS = Path(__file__).resolve().parents[1] / "kernels"
 X86 = platform.machine() in ("x86_64", "AMD64")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+# Level -> flags, by the table that CMake reads; on another architecture its own levels.
 LEVELS = {
-    "avx2": AVX2,
-    "avx2_vnni": (*AVX2, "-mavxvnni"),
-    "avx2_vnni_evex": (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256"),
-    "avx512": AVX512,
-    "avx512_vnni": (*AVX512, "-mavx512vnni"),
-    "avx512_bf16": (*AVX512, "-mavx512bf16"),
+    name: tuple(flags)
+    for line in (CSRC / "cpu" / "levels.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+    for architecture, name, *flags in [line.split()]
+    if architecture == ("x86_64" if X86 else platform.machine())
 }
+FEATURES = f"common/features_{'x86_64' if X86 else 'none'}.cpp"
 
 Sources = dict[Path, tuple[str, ...]]
 
@@ -40,7 +39,7 @@ def plain(*names: str, flags: tuple[str, ...] = ()) -> Sources:
 
 def for_levels(family: str, levels: Iterable[str]) -> Sources:
     """The files of one family that are compiled for an instruction set."""
-    return {CSRC / "cpu" / f"{family}_{level}.cpp": LEVELS[level] for level in levels} if X86 else {}
+    return {CSRC / "cpu" / f"{family}_{level}.cpp": LEVELS[level] for level in levels if level in LEVELS}
 
 
 def build(sources: Mapping[Path, tuple[str, ...]], flags: tuple[str, ...], link: tuple[str, ...], to: Path) -> Path:
