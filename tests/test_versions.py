@@ -123,7 +123,7 @@ def test_load_with_an_old_transformers_is_a_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(versions, "installed", lambda library: "4.57.6")
     monkeypatch.setitem(sys.modules, "transformers.core_model_loading", None)
     monkeypatch.delitem(sys.modules, "qcompile.frontends.load", raising=False)
-    for name in ("hf_quantizer", "completeness", "experts"):
+    for name in ("hf_quantizer", "completeness", "experts", "transformers_internals"):
         monkeypatch.delitem(sys.modules, f"qcompile.frontends.{name}", raising=False)
     with pytest.raises(UnsupportedVersionError, match=r"transformers 5\.20 to 5\.24, and this is 4\.57\.6: pip install"):
         qcompile.load(tmp_path)

@@ -43,7 +43,7 @@ def aot_constants(graph: fx.Graph, gm: fx.GraphModule, outer: Mapping[int, Const
         if constant is not None:
             found[node] = constant
             node.meta["input"] = constant.path
-        elif isinstance(desc, inputs.PlainInput):
+        elif isinstance(desc, inputs.PlainInput) and desc.idx < len(given):  # otherwise it was made on the way
             node.meta["input"] = _LOCAL.sub(r"\1", str(given[desc.idx].target))
     return found
 

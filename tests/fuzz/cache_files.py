@@ -11,7 +11,8 @@ import os
 import random
 import struct
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,35 @@ def through_shelf(chance: random.Random, folder: Path, tensors: Sequence[Tensor]
     def fetch() -> tuple[tuple[Tensor, ...], Path | None]:
         return place.fetch("recipe", ["w"], [leaf], make, count=len(tensors), retire=False, keep=True)
 
-    logging.getLogger("qcompile.weights.disk_cache").setLevel(logging.ERROR)
     disk_cache.clear()
+    with silent("qcompile.weights.disk_cache"):
+        return _fetched(fetch, made, tensors, folder, lambda path: damage(chance, path))
+
+
+@contextmanager
+def silent(name: str) -> Generator[None]:
+    """No warnings of this logger; its level is what it was afterwards."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _fetched(
+    fetch: Callable[[], tuple[tuple[Tensor, ...], Path | None]],
+    made: list[int],
+    tensors: Sequence[Tensor],
+    folder: Path,
+    damage: Callable[[Path], None],
+) -> Outcome | None:
     _, path = fetch()
     if path is None or len(made) != 1:
         return Outcome("silent", "nothing was written")
     path.chmod(0o644)
-    damage(chance, path)
+    damage(path)
     for _ in range(2):
         values, path = fetch()
         if not same(values, tensors):
