@@ -107,7 +107,7 @@ class Cached(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stack = Stack(DEPTH, WIDTH)
+        self.stack = Stack(DEPTH, WIDTH, dtype=torch.float32)
 
     def forward(self, x: Tensor, kept: list[Tensor]) -> Tensor:
         for layer, rows in zip(self.stack.layers, kept, strict=True):
@@ -151,8 +151,8 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Spied:
 
 def test_a_region_that_writes_to_an_input(spied: Spied) -> None:
     """Its version goes up as it does in eager mode; gradients are off in the code, and on again behind it."""
-    model, x = Cached(), torch.randn(3, WIDTH, dtype=BF16)
-    kept = [torch.zeros(5, WIDTH, dtype=BF16) for _ in range(DEPTH)]
+    model, x = Cached(), torch.randn(3, WIDTH, dtype=torch.float32)
+    kept = [torch.zeros(5, WIDTH, dtype=torch.float32) for _ in range(DEPTH)]
     run: Any = torch.compile(model, backend="qcompile")
     for calls in (1, 2):
         assert torch.is_grad_enabled()
@@ -162,16 +162,16 @@ def test_a_region_that_writes_to_an_input(spied: Spied) -> None:
     assert all(spied.direct) and spied.gradients and not any(spied.gradients)
     assert all(row.kernel for row in qcompile.report().sites)
     with torch.no_grad():
-        assert torch.allclose(model(x, [item.clone() for item in kept]), y, rtol=0.05, atol=1e-3)
+        assert torch.allclose(model(x, [item.clone() for item in kept]), y, rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_duty_keeps_the_wrapper_of_regions(spied: Spied, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qcompile.run.compilation.duties", lambda _: "this version of torch says new_duty, which is not known here")
-    model, x = Cached(), torch.randn(3, WIDTH, dtype=BF16)
-    kept = [torch.zeros(5, WIDTH, dtype=BF16) for _ in range(DEPTH)]
+    model, x = Cached(), torch.randn(3, WIDTH, dtype=torch.float32)
+    kept = [torch.zeros(5, WIDTH, dtype=torch.float32) for _ in range(DEPTH)]
     run: Any = torch.compile(model, backend="qcompile")
     with torch.no_grad():
         y = run(x, kept)
-        assert torch.allclose(model(x, [item.clone() for item in kept]), y, rtol=0.05, atol=1e-3)
+        assert torch.allclose(model(x, [item.clone() for item in kept]), y, rtol=1e-3, atol=1e-3)
     assert spied.direct and not any(spied.direct)
     assert [item._version for item in kept] == [1] * DEPTH
