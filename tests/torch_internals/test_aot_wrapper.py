@@ -14,7 +14,6 @@ from qcompile.run.compilation import Compilation
 from qcompile.torch_internals.aot_wrapper import Duties, duties
 
 WIDTH, DEPTH = 64, 12
-BF16 = torch.bfloat16
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
