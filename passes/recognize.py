@@ -7,7 +7,7 @@ from torch import fx
 
 from qcompile.errors import brief
 from qcompile.graph.change import Change
-from qcompile.graph.nodes import is_call, value
+from qcompile.graph.nodes import is_call, named_arguments, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
 from qcompile.kernel import Site
 from qcompile.meaning import NO_ACTIVATION_QUANT
@@ -148,6 +148,7 @@ def _site(
     tensors = [state.constants[leaf].tensor for leaf in leaves]
     low = _largest(low_bit_leaves(leaves))
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
+    outer = named_arguments(made[0])["outer"] is not None
     site = Site(
         n=product.n,
         k=product.k,
@@ -157,13 +158,14 @@ def _site(
         act_order=proposal.act_order,
         codebook=proposal.codebook,
         dtype=value(product.x).dtype,
-        scale_dtype=torch.float32 if product.post else reading.scale_dtype,
+        scale_dtype=torch.float32 if product.post and not outer else reading.scale_dtype,
         has_bias=bool(product.biases),
         activation=quant,
         zero_range=reading.zero_range,
         device=value(product.x).device.type,
         allow_a8=state.options.allow_a8,
         act_zero=rounded is not None and rounded.zero is not None,
+        outer=outer,
     )
     return GraphSite(
         *made,

@@ -117,7 +117,7 @@ def pack_linear(
     elif reasons := wanted.reasons(site, here):
         raise KernelRefusedError(wanted.name, reasons)
     chosen = wanted
-    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero)
+    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero, weight.outer)
     packed = chosen.packed(operands, site)
     if chosen.retire_addresses:
         from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena

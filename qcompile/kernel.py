@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompile.errors import WeightError
 from qcompile.hardware import Platform
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
+from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight, group_count
 
 Reasons = tuple[str, ...]  # empty means yes
 # What else than quantized linears has a kernel of ours: the pass that finds it, also the format of its rows -> the kernel.
@@ -68,10 +68,11 @@ class Site:
     device: str = "cpu"
     allow_a8: bool = False
     act_zero: bool = False
+    outer: bool = False
 
     @property
     def groups(self) -> int:
-        return self.k // self.group
+        return group_count(self.k, self.group)
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -93,6 +94,10 @@ def integer_codes(site: Site) -> Need:
 
 def most_bits(site: Site, bits: int) -> Need:
     return site.bits <= bits, f"takes weights of up to {bits} bits, got {site.bits}"
+
+
+def whole_groups(site: Site) -> Need:
+    return site.k % site.group == 0, f"takes groups that divide K, got groups of {site.group} with K={site.k}"
 
 
 def weight_only(site: Site) -> Need:
@@ -215,6 +220,7 @@ def site_of(
         zero_range=(int(zeros.min()), int(zeros.max())) if zeros is not None and zeros.numel() else (0, 0),
         device=weight.codes.device.type,
         act_zero=activation.kind == "tensor" and act_zero is not None,
+        outer=weight.outer is not None,
     )
 
 

@@ -12,14 +12,25 @@ from qcompile.errors import WeightError
 
 # OCP MX specification 1.0, table 5 (E2M1): index = 3 low bits, bit 3 is the sign.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-CODE_BOOKS: dict[str, tuple[float, ...]] = {"e2m1": E2M1}
+# Quantiles of a normal distribution with an exact zero: QLoRA (arXiv 2305.14314), appendix E, as float32 holds them.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# FP4 of bitsandbytes (docs, "4-bit quantization"): its own subnormal, sign in bit 3, all divided by the largest value.
+FP4 = tuple(sign * value / 12.0 for sign in (1.0, -1.0) for value in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0))
+# ggml, kvalues_iq4nl (gguf 0.19, quants.py).
+IQ4_NL = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
+CODE_BOOKS: dict[str, tuple[float, ...]] = {"e2m1": E2M1, "nf4": NF4, "fp4": FP4, "iq4_nl": IQ4_NL}
 
 
 class Operands(NamedTuple):
     """The tensors of a quantized weight (or the graph nodes that stand for them).
 
     codes int8 [N, K]; scales float [N, G]; zeros int8 [N, G] or None; perm int64 [K] or None; bias float [N] or None;
-    act_scale / act_zero: the static activation scale (float32, one element) and zero point, or None.
+    act_scale / act_zero: the static activation scale (float32, one element) and zero point, or None;
+    outer: float32 [N, 1] or None, what the scales are multiplied with (NVFP4: E4M3 for each block, float32 for the tensor).
     """
 
     codes: Tensor
@@ -29,12 +40,14 @@ class Operands(NamedTuple):
     bias: Tensor | None = None
     act_scale: Tensor | None = None
     act_zero: Tensor | None = None
+    outer: Tensor | None = None
 
 
-ALONG_N = ("codes", "scales", "zeros", "bias")  # the operands of which a range of outputs needs a range
+ALONG_N = ("codes", "scales", "zeros", "bias", "outer")  # the operands of which a range of outputs needs a range
 
-# The dtypes that scales of a weight may have; scales stored in others (float8, float64) are widened or rounded to float32 first.
+# The dtypes that scales of a weight may have; scales stored in others (E5M2, float64) are widened or rounded to float32 first.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BLOCK_SCALE_DTYPES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -51,40 +64,72 @@ def row_pieces(n: int, k: int, elements: int = 1 << 22) -> Iterator[slice]:
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
-def dequantize(
-    codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int, codebook: str = "", dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """W[n, k] = (value(codes[n, k]) - zeros[n, k // group]) * scales[n, k // group], computed in float32, returned as `dtype`.
+def group_count(k: int, group: int) -> int:
+    """G, the groups that cover K; where `group` does not divide K, the last one is short."""
+    return -(-k // group)
 
-    codes int8 [N, K]; scales [N, G]; zeros int8 [N, G] or None (= 0); value() is the code itself or the code book's entry.
+
+def in_groups(values: Tensor, group: int) -> Tensor:
+    """[N, K] -> [N, G, group]; a short last group is filled up with its last value, which changes no least and no largest."""
+    missing = -values.shape[1] % group
+    if missing:
+        values = torch.cat((values, values[:, -1:].expand(values.shape[0], missing)), 1)
+    grouped: Tensor = values.unflatten(1, (-1, group))
+    return grouped
+
+
+def ungrouped(values: Tensor, k: int) -> Tensor:
+    """[N, G, group] -> [N, K], the inverse of `in_groups`."""
+    return values.flatten(1)[:, :k]
+
+
+def scales_of(scales: Tensor, outer: Tensor | None) -> Tensor:
+    """What the values are multiplied with, float32 [N, G]: both levels, where there are two."""
+    wide = scales.to(torch.float32)
+    return wide if outer is None else wide * outer
+
+
+def dequantize(
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group: int,
+    codebook: str = "",
+    dtype: torch.dtype = torch.float32,
+    outer: Tensor | None = None,
+) -> Tensor:
+    """W[n, k] = (value(codes[n, k]) - zeros[n, k // group]) * scales[n, k // group] * outer[n], in float32, returned as `dtype`.
+
+    codes int8 [N, K]; scales [N, G]; zeros int8 [N, G] or None (= 0); outer float32 [N, 1] or None (= 1); value() is the code
+    itself or the code book's entry.
     """
-    n, k = codes.shape
     if codebook:
         table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=codes.device)
         values = table[codes.long()]
     else:
         values = codes.to(torch.float32)
-    grouped = values.reshape(n, k // group, group)
+    grouped = in_groups(values, group)
     if zeros is not None:
         grouped = grouped - zeros.to(torch.float32)[:, :, None]
-    return (grouped * scales.to(torch.float32)[:, :, None]).reshape(n, k).to(dtype)
+    return ungrouped(grouped * scales_of(scales, outer)[:, :, None], codes.shape[1]).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """The canonical quantized weight of `y = x @ W.T`.
 
-    W[n, perm[k]] = (codes[n, k] - zeros[n, k // group]) * scales[n, k // group]
+    W[n, perm[k]] = (value(codes[n, k]) - zeros[n, k // group]) * scales[n, k // group] * outer[n]
 
     codes   int8 [N, K]. Signed (-2^(bits-1) .. 2^(bits-1)-1) when zeros is None. With zeros and bits < 8 unsigned
             (0 .. 2^bits-1); a signed pair (codes, zeros) is accepted and means the same (`normalized` shifts it).
             With a code book: the index of the entry (0 .. 15).
-    scales  float32, bfloat16 or float16 [N, G], G = K / group.
+    scales  float32, bfloat16, float16, float8_e4m3fn or float8_e8m0fnu [N, G], G = ceil(K / group).
+    outer   float32 [N, 1] or None (= 1): the second level of scales.
     zeros   int8 [N, G] or None (= 0). Unsigned zeros may be 2^bits, one above the largest code (GPTQ v1).
-    bits    2 .. 8; group: values of K that share a scale (K itself: one scale per output channel).
+    bits    2 .. 8; group: values of K that share a scale (K itself: one scale per output channel). It need not divide K: the
+            last group is then short.
     perm    int [K] or None. Act-order: stored column k is column perm[k] of the layer's input, y = x[:, perm] @ W_stored.T.
-    codebook  "" (integers) or "e2m1" (FP4: OCP MX specification, E2M1); block scales are already divided by / multiplied
-            with the checkpoint's global scale.
+    codebook  "" (integers: the value is the code) or a name in CODE_BOOKS: the code is the index of an entry.
     """
 
     codes: Tensor
@@ -94,6 +139,7 @@ class QuantizedWeight:
     group: int = 128
     perm: Tensor | None = None
     codebook: str = ""
+    outer: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -109,15 +155,19 @@ class QuantizedWeight:
             raise WeightError("codes", "int8 [N, K]", f"{self.codes.dtype} {list(self.codes.shape)}")
         if not 2 <= self.bits <= 8:
             raise WeightError("bits", "2 to 8", str(self.bits))
-        if self.group <= 0 or self.k % self.group:
-            raise WeightError("group", f"a divisor of K={self.k}", str(self.group))
-        expected = [self.n, self.k // self.group]
-        if list(self.scales.shape) != expected or self.scales.dtype not in (*SCALE_DTYPES, torch.float64):
-            raise WeightError(
-                "scales", f"float32, bfloat16 or float16 {expected}", f"{self.scales.dtype} {list(self.scales.shape)}"
-            )
+        if not 1 <= self.group <= max(self.k, 1):
+            raise WeightError("group", f"1 to K={self.k}", str(self.group))
+        expected = [self.n, group_count(self.k, self.group)]
+        if list(self.scales.shape) != expected or self.scales.dtype not in (*SCALE_DTYPES, *BLOCK_SCALE_DTYPES, torch.float64):
+            known = "float32, bfloat16, float16, float8_e4m3fn or float8_e8m0fnu"
+            raise WeightError("scales", f"{known} {expected}", f"{self.scales.dtype} {list(self.scales.shape)}")
         if not all_finite(self.scales):
             raise WeightError("scales", "finite values", "NaN or infinity")
+        if self.outer is not None:
+            if list(self.outer.shape) != [self.n, 1] or self.outer.dtype != torch.float32:
+                raise WeightError("outer", f"float32 {[self.n, 1]}", f"{self.outer.dtype} {list(self.outer.shape)}")
+            if not all_finite(self.outer):
+                raise WeightError("outer", "finite values", "NaN or infinity")
         if self.zeros is not None and (list(self.zeros.shape) != expected or self.zeros.dtype != torch.int8):
             raise WeightError("zeros", f"int8 {expected}", f"{self.zeros.dtype} {list(self.zeros.shape)}")
         if self.perm is not None and not torch.equal(
@@ -150,7 +200,7 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """W as a dense [N, K] tensor in the layer's own column order (act-order undone)."""
-        stored = dequantize(self.codes, self.scales, self.zeros, self.group, self.codebook, dtype)
+        stored = dequantize(self.codes, self.scales, self.zeros, self.group, self.codebook, dtype, self.outer)
         if self.perm is None:
             return stored
         dense = torch.empty_like(stored)

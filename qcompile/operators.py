@@ -23,7 +23,8 @@ _PIECE = 1 << 21  # elements
 
 LIBRARY.define(
     "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros=None, Tensor? perm=None, Tensor? bias=None, "
-    "Tensor? act_scale=None, Tensor? act_zero=None, *, int group, str codebook='', str activation='none') -> Tensor"
+    "Tensor? act_scale=None, Tensor? act_zero=None, Tensor? outer=None, *, int group, str codebook='', str activation='none') "
+    "-> Tensor"
 )
 LIBRARY.define("fake_quantize(Tensor x, Tensor? scale, Tensor? zero, str activation) -> Tensor")
 
@@ -37,6 +38,7 @@ def _quantized_linear(
     bias: Tensor | None = None,
     act_scale: Tensor | None = None,
     act_zero: Tensor | None = None,
+    outer: Tensor | None = None,
     *,
     group: int,
     codebook: str = "",
@@ -49,8 +51,8 @@ def _quantized_linear(
     # Some rows at a time: in float32 the weight of a large layer would be hundreds of megabytes.
     weight = torch.empty(codes.shape, dtype=x.dtype, device=codes.device)
     for part in row_pieces(codes.shape[0], codes.shape[1], _PIECE):
-        points = None if zeros is None else zeros[part]
-        weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype)
+        points, level = (None if item is None else item[part] for item in (zeros, outer))
+        weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype, level)
     return _product(rounded, weight, bias)
 
 
@@ -105,7 +107,8 @@ def _dequantize_packed(
 ) -> Tensor:
     """W [n, k] of a packed weight in `dtype`; layouts, tensors and their shapes: formats.layouts.
 
-    (code - zero) is exact, and its product with the scale is rounded once, to the dtype of the scales (NVFP4: straight to `dtype`).
+    (code - zero) is exact, and its product with the scale is rounded once, to the dtype of the scales (NVFP4 and MXFP4:
+    straight to `dtype`; NVFP4's scale is the quotient of block and global scale, rounded to float32).
     That is what compressed-tensors, GPTQ's and AWQ's own dequantizations give bit by bit: an integer of 9 bits times a 16-bit
     float is exact in float32. Then it is cast to `dtype`. g_idx [k]: the group of each column (act-order); `group` is then only
     its size. Raises ReleasedWeightError if the raw tensors were freed, UnknownNameError for an unknown layout.
@@ -118,12 +121,13 @@ def _dequantize_packed(
     row = LAYOUTS[layout]
     # Without g_idx the unpacked columns keep their order, whatever the sizes of the groups are.
     found = row.unpack(Stored(packed, scales, zeros), Packing(bits, group, n, k))
+    scales = found.scales if row.scales is None else row.scales(Stored(packed, scales, zeros))
     table = torch.tensor(CODE_BOOKS[row.codebook], dtype=torch.float32, device=packed.device) if row.codebook else None
     columns = None if g_idx is None else g_idx.long()
     # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
     dense = packed.new_empty((n, k), dtype=dtype)
     for span in row_pieces(n, k):
-        codes, factors, points = found.codes[span], found.scales[span], None if found.zeros is None else found.zeros[span]
+        codes, factors, points = found.codes[span], scales[span], None if found.zeros is None else found.zeros[span]
         values = codes.to(torch.float32) if table is None else table[codes.long()]
         if columns is None:
             values = values.reshape(len(codes), k // group, group)
@@ -132,7 +136,7 @@ def _dequantize_packed(
             factors, points = factors[:, columns], None if points is None else points[:, columns]
         if points is not None:
             values -= points.to(torch.float32)
-        dense[span] = values.mul_(factors.to(torch.float32)).reshape(-1, k).to(found.scales.dtype)
+        dense[span] = values.mul_(factors.to(torch.float32)).reshape(-1, k).to(scales.dtype)
     return dense
 
 

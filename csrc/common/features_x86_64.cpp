@@ -22,6 +22,8 @@ bool has(uint32_t word, int bit) { return (word >> bit & 1u) != 0; }
 CpuFeatures detect_features() {
   CpuFeatures found;
   uint32_t a, b, c, d;
+  constexpr uint32_t kGenu = 0x756e6547;  // "Genu" of "GenuineIntel"
+  found.slow_bf16_pairs = __get_cpuid(0, &a, &b, &c, &d) != 0 && b == kGenu;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 27)) return found;
   const bool fma = has(c, 12), f16c = has(c, 29), avx = has(c, 28);
   const uint64_t states = enabled_states();

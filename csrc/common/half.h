@@ -37,6 +37,18 @@ namespace {
   return bits_float(float_bits(scaled) | sign);
 }
 
+// OCP 8-bit floating point specification, E4M3: bias 7, no infinity; 0x7f and 0xff, its NaN, come out as 480 (packing refuses them).
+[[maybe_unused]] inline float e4m3_to_float(uint8_t byte) {
+  const uint32_t exponent = byte >> 3 & 15u, mantissa = byte & 7u;
+  const float size = static_cast<float>(exponent != 0 ? 8u + mantissa : mantissa) * bits_float(((exponent != 0 ? exponent : 1u) + 117u) << 23);
+  return (byte & 0x80u) != 0 ? -size : size;
+}
+
+// OCP MX specification, E8M0: 2^(byte - 127).
+[[maybe_unused]] inline float e8m0_to_float(uint8_t byte) {
+  return bits_float(byte == 0 ? 0x00400000u : static_cast<uint32_t>(byte) << 23);
+}
+
 // Rounds to nearest even, overflows to infinity, keeps subnormals.
 [[maybe_unused]] inline uint16_t float_to_fp16(float value) {
   const uint32_t bits = float_bits(value);

@@ -49,9 +49,14 @@ std::string level_list() {
   return names;
 }
 
+const char* forced_level() {
+  const char* const forced = std::getenv("QCOMPILE_ISA");
+  return forced == nullptr || *forced == '\0' ? nullptr : forced;
+}
+
 Isa choose() {
-  const char* forced = std::getenv("QCOMPILE_ISA");
-  if (forced == nullptr || *forced == '\0') return available_isas().front();
+  const char* const forced = forced_level();
+  if (forced == nullptr) return available_isas().front();
   for (const Isa level : available_isas())
     if (std::string(forced) == isa_name(level)) return level;
   throw std::runtime_error("QCOMPILE_ISA: expected one of the levels of this machine (" + level_list() + "), got '" +
@@ -85,6 +90,12 @@ const std::vector<Isa>& available_isas() {
 Isa chosen_isa() {
   static const Isa level = choose();
   return level;
+}
+
+Isa product_isa_of_index(long long index) {
+  static const bool without_pairs =
+      cpu_features().slow_bf16_pairs && chosen_isa() == Isa::avx512_bf16 && forced_level() == nullptr;
+  return index == -1 && without_pairs ? Isa::avx512 : isa_of_index(index);
 }
 
 Isa isa_of_index(long long index) {

@@ -18,6 +18,9 @@ struct CpuFeatures {
   bool avx512_bf16 = false;
   bool avx_vnni = false;     // VPDPBUSD on 256 bits with the VEX prefix
   bool vnni_256 = false;     // the same instruction with whichever prefix
+  // Products of pairs of bfloat16 do half of what those of float32 do in the same time, instead of twice as much: Intel's processors
+  // (170 against 341 Gop/s were measured on Sapphire Rapids with two threads).
+  bool slow_bf16_pairs = false;
 };
 
 // Asks the processor and the operating system (XCR0); one file for each architecture, features_*.cpp.
@@ -63,5 +66,9 @@ Isa chosen_isa();
 
 // -1 is the chosen level, otherwise an index of available_isas(). Throws std::runtime_error outside of it.
 Isa isa_of_index(long long index);
+
+// The same for products that are worth little but for their multiplications: -1 is "avx512" where that level multiplies faster, unless
+// QCOMPILE_ISA says another.
+Isa product_isa_of_index(long long index);
 
 }  // namespace qcompile

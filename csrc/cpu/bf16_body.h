@@ -5,6 +5,7 @@
 // sum of x per group.
 // 8 bit: a byte is made a float32 by putting it, sign bit flipped, into the mantissa of a large power of two that is then
 // subtracted; -128..127 fills no more than the upper half of the float32, which is the bfloat16.
+// Code book of bfloat16 numbers: one VPERMW of a shifted line looks up 32 of them.
 // float16 input is split exactly into two bfloat16 rows (high and low part) whose results are added.
 // Decoding again for every panel of 16 rows is cheaper than decoding once into memory and loading: it runs on ports that
 // the multiplier leaves free.
@@ -20,6 +21,19 @@ namespace {
 
 inline __m512 load_scales_512(const PackedWeight& weight, int64_t meta) {
   if (weight.shape.scale_kind == ScaleKind::f32) return _mm512_loadu_ps(weight.scales + meta * 4);
+  if (weight.shape.scale_bytes() == 1) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + meta));
+    if (weight.shape.scale_kind == ScaleKind::e8m0) {
+      const __m512i exponents = _mm512_cvtepu8_epi32(bytes);
+      const __m512i least = _mm512_maskz_set1_epi32(_mm512_testn_epi32_mask(exponents, exponents), 0x00400000);
+      return _mm512_castsi512_ps(_mm512_or_si512(_mm512_slli_epi32(exponents, 23), least));
+    }
+    // In the place of float16's exponent, of a larger bias, E4M3 is 2^8 times smaller; both have subnormals.
+    const __m256i wide = _mm256_cvtepi8_epi16(bytes);
+    const __m256i halves = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7),
+                                           _mm256_and_si256(wide, _mm256_set1_epi16(static_cast<int16_t>(0x8000))));
+    return _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(256.0f));
+  }
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.scales + meta * 2));
   if (weight.shape.scale_kind == ScaleKind::fp16) return _mm512_cvtph_ps(half);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -73,6 +87,18 @@ inline __m512bh decode_bytes(__m512i line) {
   return reinterpret_cast<__m512bh>(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16), _mm512_castps_si512(second)));
 }
 
+// The entries of a code book as bfloat16, twice over, because VPERMW takes five bits of an index.
+inline __m512i load_book(const PackedWeight& weight) {
+  const __m512i words = _mm512_srli_epi32(_mm512_loadu_si512(weight.book), 16);
+  return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(words));
+}
+
+inline Decoded<4> look_up(const uint8_t* line, __m512i book) {
+  const __m512i codes = _mm512_loadu_si512(line);
+  const auto pairs = [book](__m512i index) { return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(index, book)); };
+  return {{pairs(codes), pairs(_mm512_srli_epi32(codes, 4)), pairs(_mm512_srli_epi32(codes, 8)), pairs(_mm512_srli_epi32(codes, 12))}};
+}
+
 inline Decoded<4> decode(const uint8_t* line, Decoded<4>*) {
   const __m512i codes = _mm512_loadu_si512(line);
   return {{decode_nibbles(codes), decode_nibbles(_mm512_srli_epi32(codes, 4)), decode_nibbles(_mm512_srli_epi32(codes, 8)),
@@ -115,7 +141,7 @@ inline __m512 add_sums(__m512 sum, const uint16_t* values, int64_t count) {
   return sum;
 }
 
-template <int kBits>
+template <int kBits, bool kBook = false>
 struct Bf16Body {
   static constexpr int64_t kMostRows = 16;  // sums and decoded weights fill the registers; totals wait in memory
   static constexpr int64_t kLineK = 32 / kBits;
@@ -124,7 +150,7 @@ struct Bf16Body {
   static int64_t parts(Dtype dtype) { return dtype == Dtype::fp16 ? 2 : 1; }
 
   // A prepared panel of R rows: [groups][R] sums of x times -1 (times -136 or 0 without zero points: where a sum then
-  // begins), then [pairs of k][R] pairs.
+  // begins; 0 with a code book), then [pairs of k][R] pairs.
   static int64_t row_bytes(const PackedShape& shape) { return shape.padded_k() * 2 + shape.groups() * 4; }
 
   template <int R>
@@ -136,6 +162,8 @@ struct Bf16Body {
     const float* const sums = reinterpret_cast<const float*>(args.panel);
     const uint32_t* const pairs = reinterpret_cast<const uint32_t*>(args.panel + groups * R * 4);
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
+    [[maybe_unused]] __m512i book;
+    if constexpr (kBook) book = load_book(weight);
     for (int64_t block = args.begin; block < args.end; ++block) {
       __m512 total[R];
       for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
@@ -153,7 +181,11 @@ struct Bf16Body {
         }
         for (int64_t l = 0; l < group_lines; ++l, line += kLineBytes, x += kLinePairs * R) {
           fetch_ahead<R <= (kBits == 4 ? 5 : 8) ? Fetch::twice : Fetch::once>(line);
-          const Decoded<kBits> w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
+          Decoded<kBits> w;
+          if constexpr (kBook)
+            w = look_up(line, book);
+          else
+            w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
           for (int p = 0; p < kLinePairs; ++p)
             for (int r = 0; r < R; ++r)
               sum[r][p % kChains] = _mm512_dpbf16_ps(sum[r][p % kChains], w.pairs[p], pair_of(x + p * R + r));
@@ -166,6 +198,10 @@ struct Bf16Body {
             all = _mm512_add_ps(_mm512_add_ps(sum[r][0], sum[r][1]), _mm512_add_ps(sum[r][2], sum[r][3]));
           total[r] = _mm512_fmadd_ps(all, scale, total[r]);
         }
+      }
+      if (weight.outer != nullptr) {
+        const __m512 outer = _mm512_loadu_ps(weight.outer + block * kBlock * 4);
+        for (int r = 0; r < R; ++r) total[r] = _mm512_mul_ps(total[r], outer);
       }
       const __m512 bias = load_bias(args, block * kBlock);
       if (args.dtype == Dtype::fp16) {
@@ -201,7 +237,7 @@ struct Bf16Body {
             for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
           }
         }
-        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = worth * _mm512_reduce_add_ps(sum[part]);
+        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = kBook ? 0.0f : worth * _mm512_reduce_add_ps(sum[part]);
       }
     }
   }

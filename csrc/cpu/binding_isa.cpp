@@ -42,7 +42,7 @@ std::string native_cpu_features() {
 // Runs the multiply loop on every thread; returns the operations done, for the caller to divide by the time it took.
 double native_probe_multiply(bool bytes, int64_t rounds, int64_t level) {
   if (rounds < 0) qcompile::fail("native_probe_multiply", "rounds", "expected at least 0, got ", rounds);
-  const qcompile::Isa isa = qcompile::isa_of_index(level);
+  const qcompile::Isa isa = qcompile::product_isa_of_index(level);
   double (*const most)(int64_t) = bytes ? qcompile::most_bytes_of(isa) : qcompile::most_wide_of(isa);
   const int64_t threads = torch::stable::get_num_threads();
   std::atomic<int64_t> done{0};

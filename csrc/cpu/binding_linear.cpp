@@ -44,13 +44,14 @@ Family unrounded(Family family) { return family == Family::int4_a8 ? Family::int
 PackedWeight checked_weight(const Call& call) {
   check_cpu(call.op, "packed", call.packed);
   check_dtype(call.op, "packed", call.packed, {ScalarType::Byte});
-  const int bits = call.family == Family::int4 || call.family == Family::int4_a8 ? 4 : 8;
-  const char* const packer = bits == 4 ? "native_int4_pack" : "native_int8_pack";
+  const bool book = call.family == Family::book4;
+  const int bits = call.family == Family::int8 || call.family == Family::int8_a16 ? 8 : 4;
+  const char* const packer = book ? "native_book4_pack" : bits == 4 ? "native_int4_pack" : "native_int8_pack";
   if (call.packed.dim() != 1)
     fail(call.op, "packed", "expected the 1-D tensor of ", packer, ", got shape ", shape_text(call.packed));
   check_contiguous(call.op, "packed", call.packed);
   PackedWeight weight;
-  const char* const problem = open_packed(static_cast<const uint8_t*>(call.packed.const_data_ptr()), call.packed.numel(), bits, &weight);
+  const char* const problem = open_packed(static_cast<const uint8_t*>(call.packed.const_data_ptr()), call.packed.numel(), bits, book, &weight);
   if (problem != nullptr) fail(call.op, "packed", "expected a tensor of ", packer, ", but ", problem);
   const PackedShape& shape = weight.shape;
   if (shape.n != call.n || shape.k != call.k || shape.group != std::min(call.group, call.k))
@@ -102,7 +103,7 @@ Tensor linear(const Call& call) {
   const int64_t rows = x.numel() / call.k, width = input.dtype == Dtype::f32 ? 4 : 2;
   if (call.few < 0) fail(call.op, "few", "expected a number of rows, got ", call.few);
   const Family family = rows < call.few ? unrounded(call.family) : call.family;
-  const LinearKernel& kernel = linear_kernel(family, isa_of_index(call.level), input.dtype);
+  const LinearKernel& kernel = linear_kernel(family, product_isa_of_index(call.level), input.dtype, has_bf16_book(weight));
   const Tensor x_in = torch::stable::contiguous(x);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = call.n;
@@ -135,6 +136,11 @@ Tensor linear(const Call& call) {
 Tensor native_int4_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias, int64_t n,
                           int64_t k, int64_t group, int64_t level) {
   return linear({"native_int4_linear", Family::int4, x, packed, perm, bias, n, k, group, level, {}});
+}
+
+Tensor native_book4_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias, int64_t n,
+                           int64_t k, int64_t group, int64_t level) {
+  return linear({"native_book4_linear", Family::book4, x, packed, perm, bias, n, k, group, level, {}});
 }
 
 Tensor native_int8_a16_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias, int64_t n,
@@ -208,6 +214,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
       "native_int4_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, *, int level=-1) "
       "-> Tensor");
   m.def(
+      "native_book4_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, *, int level=-1) "
+      "-> Tensor");
+  m.def(
       "native_int8_a16_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, *, "
       "int level=-1) -> Tensor");
   m.def(
@@ -220,6 +229,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CPU, m) {
   m.impl("native_int4_linear", TORCH_BOX(&qcompile::native_int4_linear));
+  m.impl("native_book4_linear", TORCH_BOX(&qcompile::native_book4_linear));
   m.impl("native_int8_a16_linear", TORCH_BOX(&qcompile::native_int8_a16_linear));
   m.impl("native_int8_linear", TORCH_BOX(&qcompile::native_int8_linear));
   m.impl("native_int4_a8_linear", TORCH_BOX(&qcompile::native_int4_a8_linear));

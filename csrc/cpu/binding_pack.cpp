@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <optional>
 
 #include "common/checks.h"
@@ -20,10 +21,31 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 ScaleKind scale_kind_of(ScalarType type) {
-  return type == ScalarType::Float ? ScaleKind::f32 : type == ScalarType::Half ? ScaleKind::fp16 : ScaleKind::bf16;
+  switch (type) {
+    case ScalarType::Float: return ScaleKind::f32;
+    case ScalarType::Half: return ScaleKind::fp16;
+    case ScalarType::Float8_e4m3fn: return ScaleKind::e4m3;
+    case ScalarType::Float8_e8m0fnu: return ScaleKind::e8m0;
+    default: return ScaleKind::bf16;
+  }
 }
 
-PackedShape checked_shape(const char* op, int bits, const Tensor& codes, const Tensor& scales, int64_t group) {
+// What is packed, as the operators are given it.
+struct Given {
+  const char* op;
+  int bits;
+  const Tensor& codes;
+  const Tensor& scales;
+  const std::optional<Tensor>& zeros;
+  const std::optional<Tensor>& outer;
+  const std::optional<Tensor>& book;
+  int64_t group;
+};
+
+PackedShape checked_shape(const Given& given) {
+  const char* const op = given.op;
+  const Tensor &codes = given.codes, &scales = given.scales;
+  const int64_t group = given.group;
   check_cpu(op, "codes", codes);
   check_dtype(op, "codes", codes, {ScalarType::Char});
   if (codes.dim() != 2 || codes.size(0) < 1 || codes.size(1) < 1)
@@ -33,10 +55,17 @@ PackedShape checked_shape(const char* op, int bits, const Tensor& codes, const T
   shape.n = codes.size(0);
   shape.k = codes.size(1);
   shape.group = std::min(group, shape.k);
-  shape.bits = bits;
-  if (bits == 8 && shape.group > 65536) fail(op, "group", "expected at most 65536 (sums are 32-bit integers), got ", shape.group);
+  shape.bits = given.bits;
+  shape.has_zeros = given.zeros.has_value();
+  shape.has_book = given.book.has_value();
+  shape.has_outer = given.outer.has_value();
+  if (given.bits == 8 && shape.group > 65536) fail(op, "group", "expected at most 65536 (sums are 32-bit integers), got ", shape.group);
   check_cpu(op, "scales", scales);
-  check_dtype(op, "scales", scales, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  if (shape.has_book)
+    check_dtype(op, "scales", scales,
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Float8_e4m3fn, ScalarType::Float8_e8m0fnu});
+  else
+    check_dtype(op, "scales", scales, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
   check_shape(op, "scales", scales, {shape.n, shape.groups()});
   shape.scale_kind = scale_kind_of(scales.scalar_type());
   return shape;
@@ -54,27 +83,40 @@ void check_nibble_zeros(const char* op, const PackedShape& shape, const int8_t* 
       fail(op, "zeros", "expected 0 to 16, got ", static_cast<int>(zeros[i]), " at [", i / shape.groups(), ", ", i % shape.groups(), "]");
 }
 
-Tensor pack(const char* op, int bits, const Tensor& codes, const Tensor& scales, const std::optional<Tensor>& zeros, int64_t group) {
-  PackedShape shape = checked_shape(op, bits, codes, scales, group);
-  shape.has_zeros = zeros.has_value();
-  const Tensor codes_in = torch::stable::contiguous(codes), scales_in = torch::stable::contiguous(scales);
-  Tensor zeros_in = codes_in;
+// The float32 values of an optional operand, of a given shape; null if it is not there. `kept` holds them.
+const float* checked_floats(const char* op, const char* name, const std::optional<Tensor>& given, std::initializer_list<int64_t> shape,
+                            Tensor* kept) {
+  if (!given.has_value()) return nullptr;
+  check_cpu(op, name, *given);
+  check_dtype(op, name, *given, {ScalarType::Float});
+  check_shape(op, name, *given, shape);
+  *kept = torch::stable::contiguous(*given);
+  return kept->const_data_ptr<float>();
+}
+
+Tensor pack(const Given& given) {
+  const char* const op = given.op;
+  PackedShape shape = checked_shape(given);
+  const Tensor codes_in = torch::stable::contiguous(given.codes), scales_in = torch::stable::contiguous(given.scales);
+  Tensor zeros_in = codes_in, outer_in = codes_in, book_in = codes_in;
   PackSource source = {codes_in.const_data_ptr<int8_t>(), scales_in.const_data_ptr(), shape.scale_kind, nullptr};
-  if (zeros.has_value()) {
-    check_zeros(op, shape, *zeros);
-    zeros_in = torch::stable::contiguous(*zeros);
+  if (given.zeros.has_value()) {
+    check_zeros(op, shape, *given.zeros);
+    zeros_in = torch::stable::contiguous(*given.zeros);
     source.zeros = zeros_in.const_data_ptr<int8_t>();
-    if (bits == 4) check_nibble_zeros(op, shape, source.zeros);
+    if (given.bits == 4) check_nibble_zeros(op, shape, source.zeros);
   }
+  source.outer = checked_floats(op, "outer", given.outer, {shape.n, 1}, &outer_in);
+  source.book = checked_floats(op, "book", given.book, {kBookEntries}, &book_in);
   if (shape.scale_kind == ScaleKind::f32) {
     const int64_t wide = shape.total_bytes();
     shape.scale_kind = narrowest_kind(static_cast<const float*>(source.scales), scales_in.numel());
     shape.unused_bytes = wide - shape.used_bytes();
   }
-  Tensor packed = torch::stable::new_empty(codes, {shape.total_bytes()}, ScalarType::Byte);
+  Tensor packed = torch::stable::new_empty(given.codes, {shape.total_bytes()}, ScalarType::Byte);
   uint8_t* const out = static_cast<uint8_t*>(packed.mutable_data_ptr());
   prefer_huge_pages(out, static_cast<size_t>(shape.total_bytes()));
-  write_header(shape, out);
+  write_header(shape, source, out);
   std::memset(out + shape.used_bytes(), 0, static_cast<size_t>(shape.unused_bytes));
   std::atomic<int64_t> wrong{-1};
   const int64_t grain = std::max<int64_t>(1, 32768 / (shape.k * kBlock));
@@ -83,17 +125,23 @@ Tensor pack(const char* op, int bits, const Tensor& codes, const Tensor& scales,
     if (at >= 0) wrong = at;
   });
   if (wrong >= 0)
-    fail(op, "codes", zeros.has_value() ? "expected 0 to 15 (with zeros), got " : "expected -8 to 7 (without zeros), got ",
+    fail(op, "codes",
+         shape.has_book ? "expected 0 to 15 (of a code book), got "
+                        : shape.has_zeros ? "expected 0 to 15 (with zeros), got " : "expected -8 to 7 (without zeros), got ",
          static_cast<int>(source.codes[wrong]), " at [", wrong / shape.k, ", ", wrong % shape.k, "]");
   return packed;
 }
 
 Tensor native_int4_pack(const Tensor codes, const Tensor scales, const std::optional<Tensor> zeros, int64_t group) {
-  return pack("native_int4_pack", 4, codes, scales, zeros, group);
+  return pack({"native_int4_pack", 4, codes, scales, zeros, {}, {}, group});
 }
 
 Tensor native_int8_pack(const Tensor codes, const Tensor scales, const std::optional<Tensor> zeros, int64_t group) {
-  return pack("native_int8_pack", 8, codes, scales, zeros, group);
+  return pack({"native_int8_pack", 8, codes, scales, zeros, {}, {}, group});
+}
+
+Tensor native_book4_pack(const Tensor codes, const Tensor scales, const std::optional<Tensor> outer, const Tensor book, int64_t group) {
+  return pack({"native_book4_pack", 4, codes, scales, {}, outer, book, group});
 }
 
 }  // namespace
@@ -102,9 +150,11 @@ Tensor native_int8_pack(const Tensor codes, const Tensor scales, const std::opti
 STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
   m.def("native_int4_pack(Tensor codes, Tensor scales, Tensor? zeros, int group) -> Tensor");
   m.def("native_int8_pack(Tensor codes, Tensor scales, Tensor? zeros, int group) -> Tensor");
+  m.def("native_book4_pack(Tensor codes, Tensor scales, Tensor? outer, Tensor book, int group) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CPU, m) {
   m.impl("native_int4_pack", TORCH_BOX(&qcompile::native_int4_pack));
+  m.impl("native_book4_pack", TORCH_BOX(&qcompile::native_book4_pack));
   m.impl("native_int8_pack", TORCH_BOX(&qcompile::native_int8_pack));
 }

@@ -11,9 +11,10 @@ constexpr LinearKernel kInt4 = Panels<FloatBody<4, kRows>>::kernel("int4_generic
 constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_generic");
 constexpr LinearKernel kInt8 = Panels<FloatBody<8, kRows, true>>::kernel("int8_generic");
 constexpr LinearKernel kInt4A8 = Panels<FloatBody<4, kRows, true>>::kernel("int4_a8_generic");
+constexpr LinearKernel kBook4 = Panels<FloatBody<4, kRows, false, true>>::kernel("book4_generic");
 
 }  // namespace
 
-const LevelKernels kGenericKernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, probe_floats, probe_floats, probe_read};
+const LevelKernels kGenericKernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, &kBook4, probe_floats, probe_floats, probe_read};
 
 }  // namespace qcompile

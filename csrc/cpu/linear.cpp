@@ -21,6 +21,7 @@ const LinearKernel* of(const LevelKernels& level, Family family) {
     case Family::int4: return level.int4;
     case Family::int8_a16: return level.int8_a16;
     case Family::int8: return level.int8;
+    case Family::book4: return level.book4;
     case Family::int4_a8: break;
   }
   return level.int4_a8;
@@ -28,9 +29,9 @@ const LinearKernel* of(const LevelKernels& level, Family family) {
 
 }  // namespace
 
-const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype) {
+const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype, bool narrow) {
   // float32 input would lose bits in pairs of bfloat16: it keeps to float32 products.
-  return *first_of(kLevels, isa, dtype != Dtype::f32, [family](const LevelKernels& level) { return of(level, family); });
+  return *first_of(kLevels, isa, narrow && dtype != Dtype::f32, [family](const LevelKernels& level) { return of(level, family); });
 }
 
 double (*most_wide_of(Isa isa))(int64_t) {

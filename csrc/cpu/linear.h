@@ -16,6 +16,7 @@ enum class Family : int {
   int8_a16 = 1,  // 8-bit weights, x as it is
   int8 = 2,      // 8-bit weights, x rounded to 8 bit
   int4_a8 = 3,   // 4-bit weights, x rounded to 8 bit
+  book4 = 4,     // 4-bit codes of a code book, x as it is
 };
 
 // How x is rounded (the formulas are those of ActivationQuant in qcompile/meaning.py).
@@ -75,6 +76,7 @@ struct LevelKernels {
   const LinearKernel* int8_a16;
   const LinearKernel* int8;
   const LinearKernel* int4_a8;
+  const LinearKernel* book4;
   // The best that can be: operations (a product and a sum count two) done in `rounds` rounds, by one thread.
   double (*most_wide)(int64_t rounds);
   double (*most_bytes)(int64_t rounds);
@@ -83,8 +85,8 @@ struct LevelKernels {
 extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx2VnniKernels, kAvx2VnniEvexKernels, kAvx512Kernels, kAvx512VnniKernels,
     kAvx512Bf16Kernels;
 
-// The implementation that a level uses for a family and a dtype of x.
-const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype);
+// The implementation that a level uses for a family and a dtype of x. narrow: bfloat16 holds what the weight is decoded to.
+const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype, bool narrow = true);
 
 // The same for the three loops that do nothing but multiply x as it is (bfloat16 where the level has it), bytes, or read.
 double (*most_wide_of(Isa isa))(int64_t rounds);

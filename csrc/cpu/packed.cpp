@@ -39,7 +39,7 @@ Word load_codes(const int8_t* codes, int64_t count) {
 
 // The flat index of the first 4-bit code in k..k+7 (below `to`) that is out of range, or -1.
 int64_t first_outside(const PackedShape& shape, const int8_t* codes, int64_t row, int64_t k, int64_t to) {
-  const int least = shape.has_zeros ? 0 : -8;
+  const int least = shape.has_zeros || shape.has_book ? 0 : -8;
   for (int64_t at = row * shape.k + k; k < to; ++k, ++at)
     if (codes[at] < least || codes[at] > least + 15) return at;
   return -1;
@@ -60,7 +60,7 @@ struct GroupPlace {
 
 int64_t pack_nibbles(const PackedShape& shape, const PackSource& source, const GroupPlace& place) {
   // Signed codes + 8 are 0..15 exactly when they were -8..7.
-  const uint64_t offset = shape.has_zeros ? 0 : kEights;
+  const uint64_t offset = shape.has_zeros || shape.has_book ? 0 : kEights;
   const int8_t* const codes = source.codes + place.row * shape.k;
   uint8_t* out = place.out;
   int64_t wrong = -1;
@@ -97,13 +97,31 @@ void store_scale(const PackedShape& shape, const PackSource& source, int64_t fro
 }
 
 // Whether every weight of the group is zero. Sums of x times stored codes and what is taken off again cancel only up to rounding, so
-// such a group gets the scale 0: then its part of the result is exactly zero, as it is in the dense product.
+// such a group gets the scale 0: then its part of the result is exactly zero, as it is in the dense product. Of a code book nothing is
+// taken off.
 bool is_zero(const PackedShape& shape, const PackSource& source, const GroupPlace& place, int64_t meta) {
+  if (shape.has_book) return false;
   const int8_t zero = shape.has_zeros ? source.zeros[meta] : 0;
   const int8_t* const codes = source.codes + place.row * shape.k;
   for (int64_t k = place.from; k < place.to; ++k)
     if (codes[k] != zero) return false;
   return true;
+}
+
+float scale_at(const PackedWeight& weight, int64_t meta) {
+  const ScaleKind kind = weight.shape.scale_kind;
+  const uint8_t* const at = weight.scales + meta * weight.shape.scale_bytes();
+  float wide;
+  uint16_t half;
+  switch (kind) {
+    case ScaleKind::f32: std::memcpy(&wide, at, 4); return wide;
+    case ScaleKind::e4m3: return e4m3_to_float(*at);
+    case ScaleKind::e8m0: return e8m0_to_float(*at);
+    case ScaleKind::bf16:
+    case ScaleKind::fp16: break;
+  }
+  std::memcpy(&half, at, 2);
+  return kind == ScaleKind::bf16 ? bf16_to_float(half) : fp16_to_float(half);
 }
 
 }  // namespace
@@ -117,29 +135,35 @@ ScaleKind narrowest_kind(const float* scales, int64_t count) {
   return bf16 ? ScaleKind::bf16 : fp16 ? ScaleKind::fp16 : ScaleKind::f32;
 }
 
-void write_header(const PackedShape& shape, uint8_t* packed) {
+void write_header(const PackedShape& shape, const PackSource& source, uint8_t* packed) {
   PackedHeader header = {};
   std::memcpy(header.magic, kPackedMagic, sizeof kPackedMagic);
   header.layout = kPackedLayout;
   header.bits = static_cast<uint16_t>(shape.bits);
   header.scale_kind = static_cast<uint8_t>(shape.scale_kind);
-  header.has_zeros = shape.has_zeros ? 1 : 0;
+  header.parts = static_cast<uint8_t>((shape.has_zeros ? kPartZeros : 0) | (shape.has_book ? kPartBook : 0) | (shape.has_outer ? kPartOuter : 0));
   header.n = shape.n;
   header.k = shape.k;
   header.group = shape.group;
   header.total_bytes = shape.total_bytes();
   header.check = header_check(header);
   std::memcpy(packed, &header, sizeof header);
+  if (shape.has_book) std::memcpy(packed + sizeof header, source.book, kBookEntries * sizeof(float));
 }
 
 int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t* packed, int64_t begin, int64_t end) {
   const int64_t groups = shape.groups(), group_bytes = shape.group_lines() * kLineBytes;
-  uint8_t* const codes = packed + sizeof(PackedHeader);
+  uint8_t* const codes = packed + shape.codes_at();
   uint8_t* const scales = codes + shape.codes_bytes();
   uint8_t* const zeros = scales + shape.scales_bytes();
   uint8_t* const sums = zeros + shape.zeros_bytes();
+  uint8_t* const outer = sums + shape.sums_bytes();
   int64_t wrong = -1;
   for (int64_t block = begin; block < end; ++block) {
+    for (int64_t row = block * kBlock; shape.has_outer && row < (block + 1) * kBlock; ++row) {
+      const float scale = row < shape.n ? source.outer[row] : 0.0f;
+      std::memcpy(outer + row * 4, &scale, 4);
+    }
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t meta = (block * groups + g) * kBlock;
       uint8_t* const group = codes + (block * groups + g) * group_bytes;
@@ -172,7 +196,7 @@ int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t*
   return wrong;
 }
 
-const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, PackedWeight* weight) {
+const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, bool book, PackedWeight* weight) {
   if (bytes < static_cast<int64_t>(sizeof(PackedHeader))) return "it is shorter than the 64-byte header";
   PackedHeader header;
   std::memcpy(&header, packed, sizeof header);
@@ -182,26 +206,41 @@ const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, PackedWe
   const char* const damaged = "its header is damaged";
   if (header.check != header_check(header)) return damaged;
   if (header.bits != bits) return header.bits == 4 ? "it holds 4-bit weights" : "it holds 8-bit weights";
-  if (header.n < 1 || header.k < 1 || header.group < 1 || header.n > kMost || header.group > header.k || header.scale_kind > 2 ||
-      header.has_zeros > 1 || header.k > kMost / header.n)
+  if (header.n < 1 || header.k < 1 || header.group < 1 || header.n > kMost || header.group > header.k || header.scale_kind >= kScaleKinds ||
+      header.parts > (kPartZeros | kPartBook | kPartOuter) || header.k > kMost / header.n)
     return damaged;
+  if (((header.parts & kPartBook) != 0) != book) return book ? "it holds integer codes" : "it holds codes of a code book";
   PackedShape shape;
   shape.n = header.n;
   shape.k = header.k;
   shape.group = header.group;
   shape.bits = bits;
   shape.scale_kind = static_cast<ScaleKind>(header.scale_kind);
-  shape.has_zeros = header.has_zeros != 0;
+  shape.has_zeros = (header.parts & kPartZeros) != 0;
+  shape.has_book = book;
+  shape.has_outer = (header.parts & kPartOuter) != 0;
   shape.unused_bytes = header.total_bytes - shape.used_bytes();
   if (shape.unused_bytes < 0) return damaged;
   if (bytes != shape.total_bytes()) return "its size is not the one its header says: it was cut or extended";
   weight->shape = shape;
-  weight->codes = packed + sizeof(PackedHeader);
+  weight->book = book ? packed + sizeof(PackedHeader) : nullptr;
+  weight->codes = packed + shape.codes_at();
   weight->scales = weight->codes + shape.codes_bytes();
   const uint8_t* const zeros = weight->scales + shape.scales_bytes();
   weight->zeros = shape.has_zeros ? zeros : nullptr;
-  weight->sums = shape.bits == 8 ? zeros + shape.zeros_bytes() : nullptr;
+  const uint8_t* const sums = zeros + shape.zeros_bytes();
+  weight->sums = shape.bits == 8 ? sums : nullptr;
+  weight->outer = shape.has_outer ? sums + shape.sums_bytes() : nullptr;
   return nullptr;
+}
+
+bool has_bf16_book(const PackedWeight& weight) {
+  for (int64_t i = 0; weight.book != nullptr && i < kBookEntries; ++i) {
+    uint16_t low;
+    std::memcpy(&low, weight.book + i * 4, sizeof low);
+    if (low != 0) return false;
+  }
+  return true;
 }
 
 void unpack_row(const PackedWeight& weight, int64_t row, int32_t* codes, float* scales, int32_t* zeros) {
@@ -217,14 +256,16 @@ void unpack_row(const PackedWeight& weight, int64_t row, int32_t* codes, float* 
   }
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t meta = (block * groups + g) * kBlock + lane;
-    if (shape.scale_kind == ScaleKind::f32) {
-      std::memcpy(scales + g, weight.scales + meta * 4, 4);
-    } else {
-      uint16_t half;
-      std::memcpy(&half, weight.scales + meta * 2, 2);
-      scales[g] = shape.scale_kind == ScaleKind::bf16 ? bf16_to_float(half) : fp16_to_float(half);
+    scales[g] = scale_at(weight, meta);
+    if (shape.has_outer) {
+      float outer;
+      std::memcpy(&outer, weight.outer + row * 4, 4);
+      scales[g] *= outer;
     }
-    zeros[g] = shape.bits == 4 ? (shape.has_zeros ? weight.zeros[meta] : 8) : shape.has_zeros ? static_cast<int8_t>(weight.zeros[meta]) : 0;
+    if (shape.has_zeros)
+      zeros[g] = shape.bits == 4 ? weight.zeros[meta] : static_cast<int8_t>(weight.zeros[meta]);
+    else
+      zeros[g] = shape.bits == 4 && !shape.has_book ? 8 : 0;
   }
 }
 

@@ -1,19 +1,22 @@
 // The packed layout of 4-bit and 8-bit weights, the same for every ISA, and how to make and open it. No torch here.
 //
-//   W[n, k] = (u[n, k] - z[n, k / group]) * s[n, k / group]
+//   W[n, k] = (u[n, k] - z[n, k / group]) * s[n, k / group] * o[n]
 //
 // 4 bit: u is 0..15; symmetric weights keep no zeros, their z is 8. 8 bit: u is -128..127; without zeros z is 0.
+// 4 bit with a code book: W[n, k] = book[u[n, k]] * s[n, k / group] * o[n]. Without outer scales o is 1.
 //
 // All integers little endian, nothing aligned beyond what the 64-byte header leaves aligned:
 //   64 bytes   PackedHeader
+//   book       16 float32, only with a code book
 //   codes      [blocks of 16 outputs][groups][lines per group] of 64 bytes. A line holds one 32-bit word for each output:
 //              8 bit: k = 0..3 from the lowest byte up. 4 bit: k = 0..7; nibble p of the low half is k = 2p, nibble p of the
 //              high half is k = 2p + 1, so that a shift right by 4p leaves pairs (2p, 2p + 1) ready for a dot product of pairs,
 //              and masking every second nibble leaves four bytes (0 4 1 5, then 2 6 3 7) ready for one of bytes.
-//   scales     [blocks][groups][16], as bfloat16, float16 or float32: float32 ones that a 16-bit format holds exactly are
-//              stored in it, in the room of float32 (so that the size follows from shapes and dtypes alone)
+//   scales     [blocks][groups][16], as bfloat16, float16, float32, E4M3 or E8M0: float32 ones that a 16-bit format holds exactly
+//              are stored in it, in the room of float32 (so that the size follows from shapes and dtypes alone)
 //   zeros      [blocks][groups][16] bytes, only with zero points (4 bit: 0..16, 8 bit: signed)
 //   sums       [blocks][groups][16] int32, only 8 bit: the codes of a group added up
+//   outer      [blocks][16] float32, only with outer scales
 //   (unused)   the room that narrower scales left
 // A group that does not fill its last line is padded with codes 0; outputs beyond n have scale 0.
 #pragma once
@@ -23,10 +26,12 @@
 
 namespace qcompile {
 
-enum class ScaleKind : uint32_t { bf16 = 0, fp16 = 1, f32 = 2 };
+enum class ScaleKind : uint32_t { bf16 = 0, fp16 = 1, f32 = 2, e4m3 = 3, e8m0 = 4 };
+constexpr uint32_t kScaleKinds = 5;
 
 constexpr int64_t kBlock = 16;  // outputs of one block
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kBookEntries = 16;
 constexpr char kPackedMagic[8] = {'Q', 'C', 'L', 'I', 'N', 'E', 'A', 'R'};
 constexpr uint32_t kPackedLayout = 1;
 
@@ -35,19 +40,20 @@ struct PackedHeader {
   uint32_t layout;
   uint16_t bits;
   uint8_t scale_kind;
-  uint8_t has_zeros;
+  uint8_t parts;  // of kPartZeros, kPartBook, kPartOuter those that there are
   int64_t n, k, group, total_bytes;
   uint32_t check;  // a hash of everything above
   uint32_t reserved[3];
 };
 static_assert(sizeof(PackedHeader) == 64, "the header is one line");
+constexpr uint8_t kPartZeros = 1, kPartBook = 2, kPartOuter = 4;
 
 // Everything that follows from the header's numbers.
 struct PackedShape {
   int64_t n = 0, k = 0, group = 0;
   int bits = 4;
   ScaleKind scale_kind = ScaleKind::bf16;
-  bool has_zeros = false;
+  bool has_zeros = false, has_book = false, has_outer = false;
   int64_t unused_bytes = 0;
 
   int64_t line_k() const { return 32 / bits; }
@@ -57,15 +63,17 @@ struct PackedShape {
   int64_t lines() const { return groups() * group_lines(); }
   int64_t group_k() const { return group_lines() * line_k(); }
   int64_t padded_k() const { return lines() * line_k(); }
-  int64_t scale_bytes() const { return scale_kind == ScaleKind::f32 ? 4 : 2; }
+  int64_t scale_bytes() const {
+    return scale_kind == ScaleKind::f32 ? 4 : scale_kind == ScaleKind::bf16 || scale_kind == ScaleKind::fp16 ? 2 : 1;
+  }
   int64_t meta() const { return blocks() * groups() * kBlock; }
   int64_t codes_bytes() const { return blocks() * lines() * kLineBytes; }
   int64_t scales_bytes() const { return meta() * scale_bytes(); }
   int64_t zeros_bytes() const { return has_zeros ? meta() : 0; }
   int64_t sums_bytes() const { return bits == 8 ? meta() * 4 : 0; }
-  int64_t used_bytes() const {
-    return static_cast<int64_t>(sizeof(PackedHeader)) + codes_bytes() + scales_bytes() + zeros_bytes() + sums_bytes();
-  }
+  int64_t outer_bytes() const { return has_outer ? blocks() * kBlock * 4 : 0; }
+  int64_t codes_at() const { return static_cast<int64_t>(sizeof(PackedHeader)) + (has_book ? kBookEntries * 4 : 0); }
+  int64_t used_bytes() const { return codes_at() + codes_bytes() + scales_bytes() + zeros_bytes() + sums_bytes() + outer_bytes(); }
   int64_t total_bytes() const { return used_bytes() + unused_bytes; }
 };
 
@@ -76,27 +84,36 @@ struct PackedWeight {
   const uint8_t* scales = nullptr;
   const uint8_t* zeros = nullptr;
   const uint8_t* sums = nullptr;
+  const uint8_t* outer = nullptr;
+  const uint8_t* book = nullptr;
 };
 
 struct PackSource {
-  const int8_t* codes;   // [n, k]; 4 bit: -8..7 without zeros, 0..15 with; 8 bit: any
+  const int8_t* codes;   // [n, k]; 4 bit: -8..7 without zeros, 0..15 with or with a book; 8 bit: any
   const void* scales;    // [n, groups] of `scale_kind`
   ScaleKind scale_kind;  // the shape's, or f32 where the shape's holds all of them exactly
   const int8_t* zeros;   // [n, groups] or null
+  const float* outer = nullptr;  // [n] or null
+  const float* book = nullptr;   // [kBookEntries] or null
 };
 
 // The narrowest kind that holds every one of `count` scales exactly.
 ScaleKind narrowest_kind(const float* scales, int64_t count);
 
-void write_header(const PackedShape& shape, uint8_t* packed);
+// Writes the header and the book.
+void write_header(const PackedShape& shape, const PackSource& source, uint8_t* packed);
 
 // Packs blocks [begin, end). Returns -1, or the flat index in `codes` of some code that is out of range.
 int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t* packed, int64_t begin, int64_t end);
 
-// Null, or what is wrong with the `bytes` bytes at `packed` as a weight of `bits` bits; fills `weight` when nothing is.
-const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, PackedWeight* weight);
+// Null, or what is wrong with the `bytes` bytes at `packed` as a weight of `bits` bits, of integers or with a code book; fills `weight`
+// when nothing is.
+const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, bool book, PackedWeight* weight);
 
-// The inverse of packing for one row: k codes (u above), `groups` scales and zeros (z above).
+// Whether bfloat16 holds every entry of the weight's code book.
+bool has_bf16_book(const PackedWeight& weight);
+
+// The inverse of packing for one row: k codes (u above), `groups` scales (times o) and zeros (z above; 0 with a book).
 void unpack_row(const PackedWeight& weight, int64_t row, int32_t* codes, float* scales, int32_t* zeros);
 
 }  // namespace qcompile

@@ -5,6 +5,10 @@
 #include "cpu/panels.h"
 #include "cpu/width.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace qcompile {
 namespace {
 
@@ -13,9 +17,41 @@ constexpr int kParts = kBlock / kWidth;  // vectors of one block
 inline Ints all_ints(int32_t value) { return Ints{} + value; }
 inline Floats to_floats(const Ints& value) { return __builtin_convertvector(value, Floats); }
 
+// kWidth bytes, each in a lane.
+inline Words load_bytes(const uint8_t* from) {
+#if defined(__AVX512F__) && QCOMPILE_WIDTH == 16
+  return same_bits<Words>(_mm512_cvtepu8_epi32(load<__m128i>(from)));
+#elif defined(__AVX2__) && QCOMPILE_WIDTH == 8
+  return same_bits<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Words bytes;
+  for (int i = 0; i < kWidth; ++i) bytes[i] = from[i];
+  return bytes;
+#endif
+}
+
+// As e4m3_to_float of common/half.h. In the place of float's bits, with the exponent moved by the difference of the biases, a normal
+// number is right, and 2^-7 (1 + m / 8) stands for the subnormal one 2^-6 m / 8. The smaller of it and twice it less 2^-6 is right.
+inline Floats from_e4m3(const Words& bytes) {
+  const Floats moved = same_bits<Floats>(((bytes & 0x7fu) << 20) + (120u << 23));
+  const Floats twice = moved + moved - 0x1p-6f;
+  const Floats size = twice < moved ? twice : moved;
+  return same_bits<Floats>(same_bits<Words>(size) | (bytes & 0x80u) << 24);
+}
+
+// As e8m0_to_float: 2^-127, of byte 0, has no exponent of its own.
+inline Floats from_e8m0(const Words& bytes) {
+  const Words least = (bytes - 1u) >> 31;
+  return same_bits<Floats>(bytes << 23 | least << 22);
+}
+
 // `at`: index of the first of kWidth entries of [blocks][groups][16].
 inline Floats load_scales(const PackedWeight& weight, int64_t at) {
   if (weight.shape.scale_kind == ScaleKind::f32) return load<Floats>(weight.scales + at * 4);
+  if (weight.shape.scale_bytes() == 1) {
+    const Words bytes = load_bytes(weight.scales + at);
+    return weight.shape.scale_kind == ScaleKind::e4m3 ? from_e4m3(bytes) : from_e8m0(bytes);
+  }
   uint16_t half[kWidth];
   std::memcpy(half, weight.scales + at * 2, sizeof half);
   Floats scales;
@@ -27,6 +63,11 @@ inline Floats load_scales(const PackedWeight& weight, int64_t at) {
     for (int i = 0; i < kWidth; ++i) scales[i] = fp16_to_float(half[i]);
   }
   return scales;
+}
+
+// Of one part of a block; 1 where the weight keeps none.
+inline Floats load_outer(const PackedWeight& weight, int64_t block, int part) {
+  return weight.outer == nullptr ? all(1.0f) : load<Floats>(weight.outer + (block * kBlock + part * kWidth) * 4);
 }
 
 // Zero points; `absent` where the weight keeps none.

@@ -1,4 +1,4 @@
-"""Proposes compressed-tensors readings: pack-quantized (2 to 8 bits, zero points packed or not) and nvfp4-pack-quantized.
+"""Proposes compressed-tensors readings: pack-quantized (2 to 8 bits, zero points packed or not), nvfp4- and mxfp4-pack-quantized.
 
 int-quantized weights are plain int8 matrices; `plain_int8` proposes those.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from qcompile.formats.layouts import NVFP4_BLOCK, Packing
+from qcompile.formats.layouts import MXFP4_BLOCK, NVFP4_BLOCK, Packing
 from qcompile.formats.leaves import FLOATS, combinations, group_indices, indices
 from qcompile.formats.packed import proposal
 from qcompile.formats.proposal import Cone, Leaf, Proposal
@@ -17,6 +17,7 @@ def propose(cone: Cone) -> Iterator[Proposal]:
     """Every width, scale, zero point and g_idx leaf whose shapes agree with a packed int32 or uint8 leaf."""
     yield from _integers(cone)
     yield from _nvfp4(cone)
+    yield from _mxfp4(cone)
 
 
 def words(count: int, bits: int) -> int:
@@ -67,3 +68,12 @@ def _nvfp4(cone: Cone) -> Iterator[Proposal]:
         for scales in indices(cone, lambda leaf: leaf.dtype == torch.float8_e4m3fn and leaf.shape == (n, k // NVFP4_BLOCK)):
             for divisor in [*indices(cone, lambda leaf: leaf.dtype in FLOATS and leaf.shape in {(), (1,)}), None]:
                 yield proposal("nvfp4", packing, packed, scales, divisor)
+
+
+def _mxfp4(cone: Cone) -> Iterator[Proposal]:
+    n, k = cone.n, cone.k
+    if k % MXFP4_BLOCK:
+        return
+    for packed in indices(cone, lambda leaf: leaf.dtype == torch.uint8 and leaf.shape == (n, k // 2)):
+        for scales in indices(cone, lambda leaf: leaf.dtype == torch.uint8 and leaf.shape == (n, k // MXFP4_BLOCK)):
+            yield proposal("mxfp4", Packing(4, MXFP4_BLOCK, n, k), packed, scales)

@@ -1,7 +1,8 @@
 """Unpacks every storage layout into the canonical operands, in straight-line torch code that also traces with fx proxies.
 
 All sizes come from the arguments, never from a tensor's shape, because tracing passes proxies. Sources: the format descriptions of
-compressed-tensors (pack-quantized, int-quantized, nvfp4-pack-quantized), GPTQ (qweight / qzeros / scales / g_idx) and AWQ (gemm).
+compressed-tensors (pack-quantized, int-quantized, nvfp4- and mxfp4-pack-quantized), of GPTQ (qweight, qzeros, scales, g_idx) and of
+AWQ (gemm).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor
 from qcompile.formats.words import unpack
 from qcompile.meaning import Operands
 
-NVFP4_BLOCK = 16
+NVFP4_BLOCK, MXFP4_BLOCK = 16, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +155,39 @@ def awq(stored: Stored, packing: Packing) -> Operands:
 def nvfp4(stored: Stored, packing: Packing) -> Operands:
     """weight_packed uint8 [N, K / 2] of E2M1 codes, scales float8_e4m3fn [N, K / 16]; `zeros` is the global scale, a divisor."""
     codes = unpack(stored.packed, bits=4, rows=packing.n, columns=packing.k)
+    if stored.zeros is None:
+        return Operands(codes, stored.scales)
+    return Operands(codes, stored.scales, outer=(1.0 / stored.zeros.to(torch.float32)).reshape(1, 1).expand(packing.n, 1))
+
+
+def nvfp4_scales(stored: Stored) -> Tensor:
+    """The scales of `nvfp4` as float32 [N, K / 16], divided by the global one as compressed-tensors does it."""
     block = stored.scales.to(torch.float32)
-    return Operands(codes, block if stored.zeros is None else block / stored.zeros.to(torch.float32))
+    return block if stored.zeros is None else block / stored.zeros.to(torch.float32)
+
+
+def mxfp4(stored: Stored, packing: Packing) -> Operands:
+    """weight_packed uint8 [N, K / 2] of E2M1 codes, scales uint8 [N, K / 32] that are the bits of E8M0 numbers."""
+    codes = unpack(stored.packed, bits=4, rows=packing.n, columns=packing.k)
+    return Operands(codes, stored.scales.view(torch.float8_e8m0fnu))
+
+
+def mxfp4_scales(stored: Stored) -> Tensor:
+    """The scales of `mxfp4` as float32 [N, K / 32]."""
+    return stored.scales.view(torch.float8_e8m0fnu).to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One storage layout: the name of its format for reports, how it is unpacked, and its code book ("" for integers)."""
+    """One storage layout: the name of its format for reports, how it is unpacked, and its code book ("" for integers).
+
+    scales: float32 [N, G] as the library computes with them, where that is not what `unpack` gives
+    """
 
     format: str
     unpack: Unpack
     codebook: str = ""
+    scales: Callable[[Stored], Tensor] | None = None
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -175,5 +198,6 @@ LAYOUTS: dict[str, Layout] = {
     "gptq_v2": Layout("gptq v2", gptq_v2),
     "gptq_wrapped": Layout("gptq, wrapped zero points", gptq_wrapped),
     "awq": Layout("awq", awq),
-    "nvfp4": Layout("compressed-tensors nvfp4-pack-quantized", nvfp4, "e2m1"),
+    "nvfp4": Layout("compressed-tensors nvfp4-pack-quantized", nvfp4, "e2m1", nvfp4_scales),
+    "mxfp4": Layout("compressed-tensors mxfp4-pack-quantized", mxfp4, "e2m1", mxfp4_scales),
 }

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
-from qcompile.formats.layouts import NVFP4_BLOCK
+from qcompile.formats.layouts import LAYOUTS, MXFP4_BLOCK, NVFP4_BLOCK
 from qcompile.formats.words import unpack_words
 from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
@@ -135,7 +135,8 @@ def _grouped(parts: Parts, entry: Mapping[str, Any], path: str) -> Tensor:
 
 
 def _compressed(parts: Parts, entry: Mapping[str, Any], path: str) -> Tensor:
-    weights, scale = scheme_of(entry, path).weights, parts["weight_scale"]
+    scheme, scale = scheme_of(entry, path), parts["weight_scale"]
+    weights = scheme.weights
     zeros = None if weights.symmetric else parts.get("weight_zero_point")
     if "weight_packed" not in parts:
         return _bytes(path, parts["weight"], scale, zeros, weights.num_bits)
@@ -145,6 +146,10 @@ def _compressed(parts: Parts, entry: Mapping[str, Any], path: str) -> Tensor:
         need_finite(f"{path}: weight_global_scale", parts["weight_global_scale"], positive=True)
         structure = Structure("nvfp4", 4, NVFP4_BLOCK, n, packed.shape[1] * 2)
         return _weight(packed, scale, parts["weight_global_scale"], None, structure)
+    if scheme.format == "mxfp4-pack-quantized":
+        checks = Checks(path, n, packed.shape[1] * 2, parts)
+        checks.tensor("weight_scale", torch.uint8, (n, checks.k // MXFP4_BLOCK))
+        return _weight(packed, scale, None, None, Structure("mxfp4", 4, MXFP4_BLOCK, n, checks.k))
     k = int(parts["weight_shape"][1]) if "weight_shape" in parts else packed.shape[1] * 32 // weights.num_bits
     group = int(weights.group_size) if weights.strategy == "group" else k
     checks = Checks(path, n, k, parts)
@@ -171,6 +176,6 @@ def _bytes(path: str, stored: Tensor, scale: Tensor, zeros: Tensor | None, bits:
 
 def _weight(packed: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, structure: Structure) -> Tensor:
     layout, bits, group, n, k, _ = structure
-    dtype = torch.float32 if layout == "nvfp4" else scales.dtype
+    dtype = torch.float32 if LAYOUTS[layout].codebook else scales.dtype
     found: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
     return found

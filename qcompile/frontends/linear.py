@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ReleasedWeightError
+from qcompile.formats.layouts import LAYOUTS
 from qcompile.graph.nodes import is_released
 from qcompile.operators import NAME_ATTRIBUTE, Structure, dequantize_packed, fake_quantize, packed_linear
 
@@ -65,7 +66,7 @@ class FrontDoorLinear(nn.Linear):
 
 
 class PackedLinear(FrontDoorLinear):
-    """compressed-tensors' pack-quantized and nvfp4 layers: parameters weight_packed, weight_scale, weight_zero_point and so on."""
+    """compressed-tensors' packed layers of integers, NVFP4 and MXFP4: weight_packed, weight_scale, weight_zero_point and so on."""
 
     weight_packed: Tensor
     weight_scale: Tensor
@@ -94,7 +95,7 @@ class PackedLinear(FrontDoorLinear):
         """The dense weight, dequantized anew on every access: for model code that asks for its dtype or values."""
         layout, bits, group, n, k, _ = self.structure
         packed, scales, zeros, g_idx = self.stored()
-        dtype = scales.dtype if layout != "nvfp4" else torch.bfloat16
+        dtype = torch.bfloat16 if LAYOUTS[layout].codebook else scales.dtype
         dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
         return dense
 

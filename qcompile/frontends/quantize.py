@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from qcompile.errors import OptionError
 
 ACTIVATIONS = ("none", "dynamic", "static")
-FORMATS = ("pack-quantized", "int-quantized", "nvfp4-pack-quantized")
+FORMATS = ("pack-quantized", "int-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+# Formats of weights alone that have a preset of their own.
+PRESETS = {"nvfp4-pack-quantized": "NVFP4A16", "mxfp4-pack-quantized": "MXFP4A16"}
 
 
 def quantize(
@@ -34,7 +36,8 @@ def quantize(
     bits, group, symmetric  of the weights; group None: one scale per output channel
     activations  "none", "dynamic" (int8 per token) or "static" (int8, one scale for the tensor, measured on `samples`)
     format   "pack-quantized" (the default without activations), "int-quantized" (the default with them; 8 bits), or
-             "nvfp4-pack-quantized" (FP4 weights in blocks of 16; bits, group and symmetric do not apply)
+             "nvfp4-pack-quantized" and "mxfp4-pack-quantized" (FP4 weights in blocks of 16 and 32; bits, group and symmetric do
+             not apply)
     ignore   names of modules to leave in floating point, "re:" begins a regular expression
     samples  keyword arguments of calls of the model; needed for static activations
 
@@ -77,8 +80,8 @@ def _library(part: str) -> Any:
 
 def _scheme(bits: int, group: int | None, symmetric: bool, activations: str, symmetric_activations: bool, form: str) -> Any:
     library = _library("quantization")
-    if form == "nvfp4-pack-quantized":
-        return library.preset_name_to_scheme("NVFP4A16", ["Linear"])
+    if form in PRESETS:
+        return library.preset_name_to_scheme(PRESETS[form], ["Linear"])
     strategy = "channel" if group is None else "group"
     weights = library.QuantizationArgs(num_bits=bits, strategy=strategy, group_size=group, symmetric=symmetric)
     inputs = None

@@ -69,6 +69,12 @@ class Checks:
         if found is not None:
             need_finite(f"{self.path}.{name}", found, positive)
 
+    def exponents(self, name: str) -> None:
+        """The bytes of E8M0 numbers, of which 255 is NaN."""
+        found = self.tensors[name]
+        if found is not None and not found.is_meta and bool((found == 255).any()):
+            raise WeightError(f"{self.path}.{name}", "exponents of 0 to 254 (E8M0)", "255, which is NaN")
+
     def divides(self, group: int) -> None:
         if group <= 0 or self.k % group:
             raise WeightError(f"{self.path}: group size", f"a divisor of K={self.k}", str(group))

@@ -287,11 +287,11 @@ def _matmul(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None
 
 
 def _quantized_linear(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
-    """The canonical operator; constants along N are the codes, scales, zeros and the bias."""
+    """The canonical operator; constants along N are the codes, scales of both levels, zeros and the bias."""
     last = axis.dim == len(_shape(node)) - 1
     along = axis.at(0) if last else None
     found: list[tuple[fx.Node, Axis | None]] = [(given["x"], None if last else axis)]
-    found += [(given[name], along) for name in ("codes", "scales", "zeros", "bias") if isinstance(given[name], fx.Node)]
+    found += [(given[name], along) for name in ("codes", "scales", "zeros", "bias", "outer") if isinstance(given[name], fx.Node)]
     found += [(given[name], None) for name in ("perm", "act_scale", "act_zero") if isinstance(given[name], fx.Node)]
     return _merge(found)
 
@@ -305,7 +305,7 @@ def _fake_quantize(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs
 
 # Along which dimension N lies in the packed codes, the scales and the zero points of a layout (formats.layouts).
 _ROWS = {
-    "ct_pack": (0, 0, 0), "ct_pack_plain_zeros": (0, 0, 0), "ct_int8": (0, 0, 0), "nvfp4": (0, 0, None),
+    "ct_pack": (0, 0, 0), "ct_pack_plain_zeros": (0, 0, 0), "ct_int8": (0, 0, 0), "nvfp4": (0, 0, None), "mxfp4": (0, 0, None),
     "gptq": (1, 1, 1), "gptq_v2": (1, 1, 1), "gptq_wrapped": (1, 1, 1), "awq": (1, 1, 1),
 }  # fmt: skip
 

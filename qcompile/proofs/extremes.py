@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands, dequantize, sqnr_db
+from qcompile.meaning import BLOCK_SCALE_DTYPES, ActivationQuant, Operands, dequantize, scales_of, sqnr_db
 from qcompile.timing.trial import operands, prepared
 
 _OUTPUTS = 64  # of the made-up weight, and as many more as the site's number is over a multiple of it
@@ -68,7 +68,7 @@ def formula(x: Tensor, weight: Operands, site: Site, rounding: ActivationQuant) 
     rounded = rounding.apply(x, weight.act_scale, weight.act_zero).to(torch.float32)
     if weight.perm is not None:
         rounded = rounded.index_select(-1, weight.perm)
-    y = rounded @ dequantize(weight.codes, weight.scales, weight.zeros, site.group, site.codebook).t()
+    y = rounded @ dequantize(weight.codes, weight.scales, weight.zeros, site.group, site.codebook, outer=weight.outer).t()
     return y if weight.bias is None else y + weight.bias.to(torch.float32)
 
 
@@ -77,7 +77,12 @@ def _compare(y: Tensor, want: Tensor, weight: Operands, site: Site) -> str:
     if wrong:
         return wrong
     y = y.to(torch.float32)
-    least = float(torch.finfo(site.dtype).tiny) * site.k * float(weight.scales.abs().max()) * 2.0 ** (site.bits + 1)
+    least = (
+        float(torch.finfo(site.dtype).tiny)
+        * site.k
+        * float(scales_of(weight.scales, weight.outer).abs().max())
+        * 2.0 ** (site.bits + 1)
+    )
     for row, name in enumerate(_ROWS):
         if not bool(want[row].isfinite().all()):
             continue
@@ -97,10 +102,14 @@ def _narrowed(kernel: Kernel, site: Site, weight: Operands) -> str:
     float16 = torch.float16 in (site.dtype, site.scale_dtype)
     # float16 has no 2e-8, and outputs in it must stay below 65504.
     small, large = (2e-8 if site.scale_dtype is not torch.float16 else 2.0**-20, 2.0) if float16 else (1e-30, 1e30)
-    scales = weight.scales.clone()
-    scales[0] = small
-    scales[1:2] = large
-    odd = weight._replace(scales=scales)
+    if weight.scales.dtype in BLOCK_SCALE_DTYPES and weight.outer is None:
+        return ""  # as wide as the byte in which they are kept
+    odd = weight._replace(scales=weight.scales.clone(), outer=None if weight.outer is None else weight.outer.clone())
+    if odd.outer is not None:
+        odd.scales[:2] = 1.0
+    level = odd.scales if odd.outer is None else odd.outer
+    level[0] = small
+    level[1:2] = large
     x = torch.randn(4, site.k, generator=torch.Generator().manual_seed(7), dtype=torch.float32, device="cpu")
     x = (x * (1024.0 / site.k if float16 else 1.0)).to(site.dtype)
     want, y = formula(x, odd, site, kernel.rounding(site)), prepared(kernel, site, odd)(x)

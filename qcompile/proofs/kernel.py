@@ -122,7 +122,8 @@ def canonical(x: Tensor, operands: Operands, site: Site, activation: ActivationQ
         rounded = rounded.index_select(-1, operands.perm)
     parts = []
     for part in row_pieces(site.n, site.k):
-        zeros = None if operands.zeros is None else operands.zeros[part]
-        parts.append(rounded @ dequantize(operands.codes[part], operands.scales[part], zeros, site.group, site.codebook).t())
+        zeros, outer = (None if item is None else item[part] for item in (operands.zeros, operands.outer))
+        codes, scales = operands.codes[part], operands.scales[part]
+        parts.append(rounded @ dequantize(codes, scales, zeros, site.group, site.codebook, outer=outer).t())
     y = torch.cat(parts, dim=-1)
     return y if operands.bias is None else y + operands.bias.to(torch.float32)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompile.graph.nodes import LOW_BIT
-from qcompile.meaning import Operands, dequantize, row_pieces
+from qcompile.meaning import Operands, dequantize, group_count, in_groups, row_pieces, scales_of, ungrouped
 
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
 _UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -33,8 +33,8 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str, *
         single = torch.maximum(magnitude * (_ROUNDINGS * _UNIT.get(rounded, 2.0**-8)), least)
         if not adds:
             return single
-        steps = scales.to(torch.float32).abs()[:, :, None]
-        shared = tolerance(ours.unflatten(1, (-1, group)), steps, rounded).flatten(1)
+        steps = scales.abs()[:, :, None]
+        shared = ungrouped(tolerance(in_groups(ours, group), steps, rounded), ours.shape[1])
         return torch.where(magnitude == 0, least, torch.maximum(single, shared))  # equal terms give exactly 0
 
     return _compare(dense, operands, group, codebook, allowed)
@@ -51,16 +51,16 @@ def _compare(
     if dense.dim() != 2 or tuple(operands.codes.shape) != tuple(dense.shape):
         return f"shape {list(operands.codes.shape)} instead of {list(dense.shape)}"
     n, k = dense.shape
-    if group <= 0 or k % group:
-        return f"group {group} does not divide K={k}"
-    expected = (n, k // group)
+    if group <= 0:
+        return f"a group of {group} values"
+    expected = (n, group_count(k, group))
     for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros)):
         if tensor is not None and tuple(tensor.shape) != expected:
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
     columns = None if operands.perm is None else operands.perm.long()
     for part in row_pieces(n, k):
-        zeros = None if operands.zeros is None else operands.zeros[part]
-        scales = operands.scales[part]
+        zeros, outer = (None if item is None else item[part] for item in (operands.zeros, operands.outer))
+        scales = scales_of(operands.scales[part], outer)
         ours = dequantize(operands.codes[part], scales, zeros, group, codebook)
         theirs = dense[part].to(torch.promote_types(dense.dtype, torch.float32))
         if columns is not None:

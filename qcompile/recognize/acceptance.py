@@ -35,7 +35,7 @@ from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS, evaluate, subgraph
-from qcompile.meaning import Operands, all_finite
+from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands, all_finite, scales_of
 from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
@@ -47,7 +47,7 @@ _WHOLE, _STRIP = 1 << 21, 1 << 19
 _EXACT_STRIPS = 4
 _ROOM = 2.0**-90, 2.0**90  # of weights that are scaled after their product
 _MOST = 2.0**100  # of any weight
-_ALONG_N = frozenset({"codes", "scales", "zeros"})
+_ALONG_N = frozenset({"codes", "scales", "zeros", "outer"})
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Tensor, torch.ops.aten.addcmul.default)
 
 
@@ -110,12 +110,12 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     sizes: list[float] = []
     dtype = torch.float32
     for operands in parts:
-        if not all_finite(operands.scales):
+        if not _are_finite(operands):
             raise _Wrong("its scales hold NaN or infinity")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
             zeros += torch.aminmax(operands.zeros)
-        sizes += magnitudes(operands.scales)
+        sizes += magnitudes(scales_of(operands.scales, operands.outer))
         dtype = operands.scales.dtype
     narrow = extent.fits_four_bits
     nearer = None if narrow else extent.centred_range
@@ -126,13 +126,17 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     return Facts((min(sizes, default=1.0), max(sizes, default=1.0)), span, dtype, narrow, nearer is not None, extent.in_order)
 
 
+def _are_finite(operands: Operands) -> bool:
+    return all_finite(operands.scales) and (operands.outer is None or all_finite(operands.outer))
+
+
 def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:
     """The parts of the weight, each compared with what the graph computes; raises _Wrong at the first that differs."""
     proposal = claim.proposal
     for part in _strips(claim, {node: constant.tensor for node, constant in constants.items()}):
         operands = part.operands
         wrong = _disagreement(part, proposal)
-        if wrong is not None and all_finite(operands.scales):
+        if wrong is not None and _are_finite(operands):
             raise _Wrong(f"its weight is not what it was read as: {wrong}")
         if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
             raise _Wrong(f"its codes need more than {proposal.bits} bits")
@@ -296,7 +300,8 @@ def out_of_range(facts: Facts, factors: Sequence[tuple[Tensor, bool]]) -> str:
 
 def _keeps_its_range(operands: Operands, proposal: Proposal, dtype: torch.dtype) -> bool:
     """Whether no code times its scale leaves the range of normal numbers of any dtype it is rounded to on the way."""
-    least, most = magnitudes(operands.scales) or (1.0, 1.0)
+    least, most = magnitudes(scales_of(operands.scales, operands.outer)) or (1.0, 1.0)
     low, high = least / 2, most * (1 << (proposal.bits + 1))  # / 2: the least step of a code book
-    kinds = [torch.finfo(kind) for kind in {dtype, operands.scales.dtype} if kind.is_floating_point]
+    rounded = torch.float32 if operands.scales.dtype in BLOCK_SCALE_DTYPES else operands.scales.dtype
+    kinds = [torch.finfo(kind) for kind in {dtype, rounded} if kind.is_floating_point]
     return all(low >= kind.smallest_normal and high <= kind.max for kind in kinds)

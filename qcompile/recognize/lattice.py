@@ -12,7 +12,7 @@ from itertools import pairwise, takewhile
 import torch
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS, all_finite, row_pieces
+from qcompile.meaning import CODE_BOOKS, all_finite, in_groups, row_pieces, ungrouped
 from qcompile.proofs.weight import rounded_to, tolerance
 from qcompile.recognize.scales import Grid, Scale, further, singles
 
@@ -58,14 +58,14 @@ class Found:
 def codes_and_zeros(dense: Tensor, scales: Tensor, found: Found, perm: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(codes int8 [N, K], zeros int8 [N, G] or None if symmetric) of a weight for which `found` holds."""
     stored = dense if perm is None else dense.index_select(1, perm)
-    steps = stored.to(torch.float32).unflatten(1, (-1, found.scale.group)) / _safe(scales).unsqueeze(-1)
+    steps, k = in_groups(stored.to(torch.float32), found.scale.group) / _safe(scales).unsqueeze(-1), dense.shape[1]
     if found.codebook:
-        return _entries(steps, found.codebook).flatten(1), None
+        return ungrouped(_entries(steps, found.codebook), k), None
     whole = torch.round(steps)
     if found.symmetric:
-        return whole.flatten(1).to(torch.int8), None
+        return ungrouped(whole, k).to(torch.int8), None
     zeros = (-whole.amin(-1)).clamp(min=0.0)
-    return (whole + zeros.unsqueeze(-1)).flatten(1).to(torch.int8), zeros.to(torch.int8)
+    return ungrouped(whole + zeros.unsqueeze(-1), k).to(torch.int8), zeros.to(torch.int8)
 
 
 def _safe(scales: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Weight:
         found: list[Found] = []
         with one_thread():
             for scale in tried:
-                for index in (None, *self._orders(self.k // scale.group)):
+                for index in (None, *self._orders(scale.group)):
                     guess = Found(scale, kind, 8, True, index)
                     few = (self._fitted(guess, self.sampled[:count]) for count in (1, self.sampled.numel()))
                     last = list(takewhile(lambda item: item is not None, few))
@@ -127,7 +127,7 @@ class Weight:
         """The guess with the bits that the given rows need (None: all there are); None where they are not of its kind."""
         tensors = [self.tensors[part.candidate] for part in guess.scale.parts]
         scales = guess.scales(tensors, self.n, self.k, self.dense.device, self.rows if rows is None else rows)
-        perm = None if guess.index is None else self._orders(self.k // guess.scale.group)[guess.index]
+        perm = None if guess.index is None else self._orders(guess.scale.group)[guess.index]
         if rows is None:
             pieces = list(row_pieces(self.dense.shape[0], self.k))
             parts: Iterable[Tensor] = (self.dense[piece].to(torch.float32) for piece in pieces)
@@ -136,8 +136,9 @@ class Weight:
             width = self._width([self.sample[: rows.numel()]], [scales], guess.scale.group, guess.kind, perm)
         return None if width is None else replace(guess, bits=width[0], symmetric=width[1])
 
-    def _orders(self, groups: int) -> dict[int, Tensor]:
+    def _orders(self, group: int) -> dict[int, Tensor]:
         """Permutations of the candidates that may be a group index: integers [K] that name every group K / G times."""
+        groups = self.k // group if self.k % group == 0 else 0
         if groups not in self._known_orders:
             self._known_orders[groups] = {
                 number: torch.argsort(tensor.long(), stable=True)
@@ -156,7 +157,7 @@ class Weight:
             if not all_finite(factors):
                 return None
             part = rows if perm is None else rows.index_select(1, perm)
-            steps = part.reshape(part.shape[0], -1, group) / _safe(factors)[:, :, None]
+            steps = in_groups(part, group) / _safe(factors)[:, :, None]
             if kind in CODE_BOOKS:
                 if not self._in_book(steps, kind):
                     return None
@@ -207,9 +208,10 @@ def findings(weight: Weight, sizes: Collection[int] = ()) -> Iterator[Found]:
         others = further(weight.tensors, grid)
     composed = weight.near(others, INTEGERS)
     yield from weight.checked(found for found in composed if found.bits == 4)
-    yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
-    for kind in (*CODE_BOOKS, HALVES):
+    for kind in CODE_BOOKS:
         yield from weight.checked(weight.near((*alone, *others), kind))
+    yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
+    yield from weight.checked(weight.near((*alone, *others), HALVES))
 
 
 def _names_groups(index: Tensor, k: int, groups: int) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qcompile.formats.proposal import Proposal
-from qcompile.meaning import Operands
+from qcompile.meaning import Operands, in_groups, ungrouped
 
 
 class Extent:
@@ -70,14 +70,16 @@ def centred(proposal: Proposal, zero_range: tuple[int, int]) -> Proposal:
         operands = proposal.unpack(leaves)
         assert operands.zeros is not None
         codes, zeros = _centred(operands.codes, operands.zeros, proposal.group)
-        return operands._replace(codes=codes.flatten(1).to(torch.int8), zeros=None if symmetric else zeros.to(torch.int8))
+        return operands._replace(
+            codes=ungrouped(codes, operands.codes.shape[1]).to(torch.int8), zeros=None if symmetric else zeros.to(torch.int8)
+        )
 
     return replace(proposal, symmetric=symmetric, unpack=unpack)
 
 
 def _centred(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(codes [N, G, group], zeros [N, G]) as int16, moved together so that the zero point is 0, or as near to it as int8 allows."""
-    grouped, points = codes.to(torch.int16).unflatten(1, (-1, group)), zeros.to(torch.int16)
+    grouped, points = in_groups(codes.to(torch.int16), group), zeros.to(torch.int16)
     moved = torch.minimum(torch.maximum(points, grouped.amax(-1) - 127), grouped.amin(-1) + 128)
     moved = torch.where((points - moved).abs() > 127, 0, moved)
     return grouped - moved.unsqueeze(-1), points - moved
@@ -92,14 +94,14 @@ def four_bits(proposal: Proposal) -> Proposal:
         operands = proposal.unpack(leaves)
         assert operands.zeros is not None
         codes, zeros = _shifted(operands.codes, operands.zeros, proposal.group)
-        return operands._replace(codes=codes.flatten(1).to(torch.int8), zeros=zeros.to(torch.int8))
+        return operands._replace(codes=ungrouped(codes, operands.codes.shape[1]).to(torch.int8), zeros=zeros.to(torch.int8))
 
     return replace(proposal, bits=4, unpack=unpack)
 
 
 def _shifted(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(codes [N, G, group], zeros [N, G]) as int16, shifted together so that the least of a group's codes and zero point is 0."""
-    grouped, points = codes.to(torch.int16).unflatten(1, (-1, group)), zeros.to(torch.int16)
+    grouped, points = in_groups(codes.to(torch.int16), group), zeros.to(torch.int16)
     least = torch.minimum(grouped.amin(-1), points)
     return grouped - least.unsqueeze(-1), points - least
 

@@ -24,25 +24,27 @@ def raise_product(
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     with graph.inserting_before(product.end.next):
         operands = emit(graph, lambda *leaves: tuple(proposal.unpack(leaves)), reading.inputs, ("unpack", reading.key))
-        codes, scales, zeros, perm = operands[:4]
+        codes, scales, zeros, perm, *_, outer = operands
         zeros = None if proposal.symmetric else zeros
         perm = perm if proposal.act_order else None
         if product.post:
             divides = [divide for _, divide in product.post]
             factors = [node for node, _ in product.post]
-            scales = emit(graph, _scaled(divides), [scales, *factors], ("scaled", *divides))
+            level = scales if outer is None else outer
+            level = emit(graph, _scaled(divides), [level, *factors], ("scaled", *divides))
+            scales, outer = (level, None) if outer is None else (scales, level)
         bias = _bias(graph, emit, product)
         x, act_scale, act_zero = product.x, None, None
         if rounded is not None:
             x, act_scale, act_zero = _shaped_like(graph, rounded.source, product.x), rounded.scale, rounded.zero
         static: dict[str, Any] = {"group": proposal.group, "codebook": proposal.codebook, "activation": quant.spec}
-        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, perm, bias, act_scale, act_zero), static)
+        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, perm, bias, act_scale, act_zero, outer), static)
         node.meta = dict(product.node.meta)
         return node, _replay(graph, product, node)
 
 
 def _scaled(divides: list[bool]) -> Any:
-    """scales [N, G] times (or divided by) factors that lie along N."""
+    """scales [N, G] (or outer ones [N, 1]) times (or divided by) factors that lie along N."""
 
     def run(scales: Tensor, *factors: Tensor) -> Tensor:
         result = scales.to(torch.float32)

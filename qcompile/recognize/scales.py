@@ -8,7 +8,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from qcompile.meaning import SCALE_DTYPES
+from qcompile.meaning import SCALE_DTYPES, group_count
 
 # Scales of finer groups would take more memory than the dense weight in 16 bits.
 LEAST_GROUP = 4
@@ -32,6 +32,14 @@ class Part:
     divides: bool = False
 
 
+def common_group(k: int, *groups: int) -> int:
+    """The group in which scales of all these can be written: one that divides K, or where that is too fine, one that does not."""
+    even = gcd(k, *groups)
+    if even >= min(LEAST_GROUP, k):
+        return even
+    return gcd(*(group for group in groups if group < k)) or k
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """What the codes are multiplied with: the product of the parts (1 without any), constant over `group` values of K."""
@@ -41,10 +49,10 @@ class Scale:
 
     @staticmethod
     def of(k: int, *parts: Part) -> "Scale":
-        return Scale(parts, gcd(k, *(part.group for part in parts)))
+        return Scale(parts, common_group(k, *(part.group for part in parts)))
 
     def values(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device, rows: Tensor | None = None) -> Tensor:
-        """[N, K / group], for all rows or some; in the dtype of the one tensor that it consists of, else in float32."""
+        """[N, ceil(K / group)], for all rows or some; in the dtype of the one tensor that it consists of, else in float32."""
         result: Tensor | None = None
         for part, tensor in zip(self.parts, tensors, strict=True):
             factor = _arranged(tensor, part, n, k, self.group, rows)
@@ -53,13 +61,13 @@ class Scale:
             else:
                 result = factor if result is None else result.to(torch.float32) * factor.to(torch.float32)
         if result is None:
-            return torch.ones((n if rows is None else rows.numel(), k // self.group), dtype=torch.float32, device=device)
+            return torch.ones((n if rows is None else rows.numel(), group_count(k, self.group)), dtype=torch.float32, device=device)
         return result if result.dtype in SCALE_DTYPES else result.to(torch.float32)
 
 
 def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tensor | None) -> Tensor:
-    """The part as [N, K / group], or some rows of that, in its own dtype; group divides K and the part's group."""
-    high, wide = n // part.rows, -(-k // part.group)
+    """The part as [N, ceil(K / group)], or some rows, in its own dtype; group divides the part's group, if that is not K."""
+    high, wide, groups = n // part.rows, group_count(k, part.group), group_count(k, group)
     grid = tensor.reshape(wide, high).t() if part.turned else tensor.reshape(high, wide)
     if rows is not None:
         n = rows.numel()
@@ -71,8 +79,8 @@ def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tens
     elif part.rows > 1 and rows is None:
         grid = grid.repeat_interleave(part.rows, 0)
     if wide == 1:
-        return grid.expand(n, k // group)
-    return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, : k // group]
+        return grid.expand(n, groups)
+    return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, :groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,7 @@ def ways(shape: Sequence[int], grid: Grid) -> list[tuple[bool, int, int]]:
         for turned, (high, wide) in ((False, lengths), (True, lengths[::-1])):
             if n % high == 0:
                 found += [(turned, n // high, group) for group in group_sizes(wide, k, grid.sizes)]
-    usable = [way for way in found if grid.takes(gcd(k, way[2]))]
+    usable = [way for way in found if grid.takes(common_group(k, way[2]))]
     return sorted(usable, key=lambda way: (way[1] != 1, k % way[2] != 0))
 
 
@@ -165,7 +173,7 @@ def further(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
 def _apart(chosen: Sequence[Part], grid: Grid) -> bool:
     """Whether these are different candidates that fit one another."""
     numbers = {part.candidate for part in chosen}
-    return len(numbers) == len(chosen) and grid.takes(gcd(grid.k, *(part.group for part in chosen)))
+    return len(numbers) == len(chosen) and grid.takes(common_group(grid.k, *(part.group for part in chosen)))
 
 
 def _parts(candidates: Sequence[Tensor], grid: Grid) -> Iterator[Part]:

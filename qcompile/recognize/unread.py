@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, value
-from qcompile.meaning import CODE_BOOKS
+from qcompile.meaning import CODE_BOOKS, in_groups
 from qcompile.proofs.weight import tolerance
 from qcompile.recognize.lattice import HALVES, INTEGERS, Weight
 from qcompile.recognize.scales import LEAST_GROUP, Grid, Scale, further, singles
@@ -28,7 +28,7 @@ def reason(weight: Weight, sizes: Collection[int], nodes: Sequence[fx.Node], lea
     for found in (
         _stored(weight, nodes),
         _too_wide(weight, leaves),
-        _short_groups(weight, sizes),
+        _fine_groups(weight, sizes),
         _looked_up(weight, nodes),
         _of_a_scale(weight, sizes),
     ):
@@ -73,22 +73,17 @@ def _looked_up(weight: Weight, nodes: Sequence[fx.Node]) -> str:
             continue  # rows of the weight itself in another order
         if width > 1:
             return f"each of its codes names a vector of {width} values (a vector code book), which no kernel here reads"
-        return f"its codes name the {entries} values of a table that are no integers times a scale; of code books {known} is read"
+        return f"its codes name the {entries} values of a table that are no integers times a scale; read are {known}"
     return ""
 
 
-def _short_groups(weight: Weight, sizes: Collection[int]) -> str:
-    """Scales of groups that do not divide K, and have no useful common divisor with it."""
+def _fine_groups(weight: Weight, sizes: Collection[int]) -> str:
+    """Scales of very few values each."""
     grid = Grid(weight.n, weight.k, sizes, least=1)
-    fine = [scale for scale in (*singles(weight.tensors, grid), *further(weight.tensors, grid)) if scale.group < LEAST_GROUP]
+    fine = [scale for scale in (*singles(weight.tensors, grid), *further(weight.tensors, grid)) if 1 < scale.group < LEAST_GROUP]
     for kind in (INTEGERS, *CODE_BOOKS, HALVES):
         for found in weight.near(fine, kind):
-            groups = [part.group for part in found.scale.parts if weight.k % part.group]
-            if groups:
-                return (
-                    f"groups of {groups[0]} do not divide K={weight.k}, and scales of groups of {found.scale.group}, which do, "
-                    "would take more memory than the dense weight"
-                )
+            return f"its scales are those of groups of {found.scale.group}, which would take more memory than the dense weight"
     return ""
 
 
@@ -107,7 +102,7 @@ def _of_a_scale(weight: Weight, sizes: Collection[int]) -> str:
         if values:
             return (
                 f"divided by its scale it has {len(values)} different values, {values[0]:.4g} .. {values[-1]:.4g}, that are no "
-                f"integers (a code book, such as NF4); of code books only {', '.join(CODE_BOOKS)} is read"
+                f"integers (a code book); read are {', '.join(CODE_BOOKS)}"
             )
     return ""
 
@@ -116,7 +111,7 @@ def _steps(weight: Weight, scale: Scale) -> Tensor:
     """Some rows divided by a scale: [rows, G, group]; NaN where the scale is 0 or not finite."""
     tensors = [weight.tensors[part.candidate] for part in scale.parts]
     values = scale.values(tensors, weight.n, weight.k, weight.dense.device, weight.sampled).to(torch.float32)
-    steps: Tensor = weight.sample.unflatten(1, (-1, scale.group)) / values.unsqueeze(-1)
+    steps: Tensor = in_groups(weight.sample, scale.group) / values.unsqueeze(-1)
     return steps
 
 

@@ -12,6 +12,7 @@ from qcompile.kernel import (
     Extras,
     FewRows,
     Kernel,
+    Need,
     Reasons,
     Site,
     integer_codes,
@@ -21,7 +22,7 @@ from qcompile.kernel import (
     unmet,
     weight_only,
 )
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, ActivationQuant, Operands, group_count
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -50,12 +51,16 @@ def missing(where: Platform) -> Reasons:
     )
 
 
+def _float_activations(site: Site) -> Need:
+    return site.dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"
+
+
 def _common_refusals(site: Site, bits: int) -> Reasons:
     return unmet(
         on_cpu(site),
         integer_codes(site),
         most_bits(site, bits),
-        (site.dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
+        _float_activations(site),
         (site.scale_dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (
             bits == 8 or (site.zero_range[0] >= 0 and site.zero_range[1] <= 16),
@@ -67,6 +72,18 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
 
 def refuses_int4(site: Site) -> Reasons:
     return _common_refusals(site, 4) + unmet(weight_only(site))
+
+
+def refuses_book4(site: Site) -> Reasons:
+    known = (*WIDE_DTYPES, *BLOCK_SCALE_DTYPES)
+    return unmet(
+        on_cpu(site),
+        (bool(site.codebook), "takes codes of a code book, these are integers"),
+        most_bits(site, 4),
+        _float_activations(site),
+        (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
+        weight_only(site),
+    )
 
 
 def refuses_int8_a16(site: Site) -> Reasons:
@@ -120,10 +137,17 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     group = int4_group(site)
     scales, zeros = weight.scales, weight.zeros
     if group != site.group:
-        parts = site.group // group
-        scales = scales.repeat_interleave(parts, 1)
-        zeros = None if zeros is None else zeros.repeat_interleave(parts, 1)
+        parts, count = site.group // group, group_count(site.k, group)  # a short last group has fewer parts
+        scales = scales.repeat_interleave(parts, 1)[:, :count]
+        zeros = None if zeros is None else zeros.repeat_interleave(parts, 1)[:, :count]
     packed = torch.ops.qcompile.native_int4_pack.default(weight.codes, scales, zeros, group)
+    return (packed,)
+
+
+def pack_book4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(packed bytes), with the code book and both levels of scales."""
+    book = torch.tensor(CODE_BOOKS[site.codebook], dtype=torch.float32, device="cpu")
+    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, weight.outer, book, site.group)
     return (packed,)
 
 
@@ -142,6 +166,11 @@ def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site)
     y: Tensor = torch.ops.qcompile.native_int4_linear.default(
         x, packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
     )
+    return y
+
+
+def call_book4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    y: Tensor = torch.ops.qcompile.native_book4_linear.default(x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group)
     return y
 
 
@@ -190,6 +219,11 @@ def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tupl
     return predicted(where, size, 2.0 * m * site.n * site.k, m, factors, int8=int8)
 
 
+def _seconds_book4(site: Site, m: int, where: Platform) -> float:
+    size = packed_bytes(4, site.n, site.k, site.group, site.scale_dtype.itemsize, book=True, outer=site.outer)
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+
+
 def _wide(site: Site) -> tuple[tuple[int, float], ...]:
     return INT4_FACTORS if site.dtype == torch.bfloat16 else WIDE_FACTORS
 
@@ -205,6 +239,16 @@ KERNELS: tuple[Kernel, ...] = (
         form=lambda site: f"int4 in groups of {int4_group(site)}",
         layout=layout,
         seconds=lambda site, m, where: _seconds(site, m, where, 4, _wide(site), int8=False),
+    ),
+    Kernel(
+        name="native.book4",
+        missing=missing,
+        refuses=refuses_book4,
+        pack=pack_book4,
+        call=call_book4,
+        extras=readable_extras,
+        layout=layout,
+        seconds=_seconds_book4,
     ),
     Kernel(
         name="native.int8",

@@ -13,14 +13,17 @@ _BLOCK = 16
 PACKED_LAYOUT = 1  # kPackedLayout of csrc/cpu/packed.h
 
 
-def packed_bytes(bits: int, n: int, k: int, group: int, scale_bytes: int, *, zeros: bool) -> int:
-    """Size of a packed weight of 4 or 8 bits: header, codes, scales, zeros and sums, as csrc/cpu/packed.h lays them out."""
+def packed_bytes(
+    bits: int, n: int, k: int, group: int, scale_bytes: int, *, zeros: bool = False, book: bool = False, outer: bool = False
+) -> int:
+    """Bytes of a packed weight: header, book, codes, scales, zeros, sums and outer scales, as csrc/cpu/packed.h lays them out."""
     group = min(group, k)
     line_k = 32 // bits
     blocks, groups, group_lines = -(-n // _BLOCK), -(-k // group), -(-group // line_k)
     meta = blocks * groups * _BLOCK
     per_group = scale_bytes + (1 if zeros else 0) + (4 if bits == 8 else 0)
-    return _LINE + blocks * groups * group_lines * _LINE + meta * per_group
+    rest = (_LINE if book else 0) + (blocks * _BLOCK * 4 if outer else 0)
+    return _LINE + blocks * groups * group_lines * _LINE + meta * per_group + rest
 
 
 def _fake_int4_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Tensor:
@@ -31,6 +34,12 @@ def _fake_int4_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: 
 def _fake_int8_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Tensor:
     n, k = codes.shape
     return codes.new_empty((packed_bytes(8, n, k, group, scales.element_size(), zeros=zeros is not None),), dtype=torch.uint8)
+
+
+def _fake_book4_pack(codes: Tensor, scales: Tensor, outer: Tensor | None, book: Tensor, group: int) -> Tensor:
+    n, k = codes.shape
+    size = packed_bytes(4, n, k, group, scales.element_size(), book=True, outer=outer is not None)
+    return codes.new_empty((size,), dtype=torch.uint8)
 
 
 def _fake_linear(
@@ -68,6 +77,8 @@ def missing_ops() -> str | None:
         return reason
     torch.library.register_fake("qcompile::native_int4_pack", _fake_int4_pack)
     torch.library.register_fake("qcompile::native_int8_pack", _fake_int8_pack)
+    torch.library.register_fake("qcompile::native_book4_pack", _fake_book4_pack)
+    torch.library.register_fake("qcompile::native_book4_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int4_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_a16_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_linear", _fake_rounded_linear)

@@ -11,17 +11,19 @@ NEVER_BY_SPEED = 1e6  # seconds: it dequantizes the whole weight on every call
 
 def pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """The weight as it is."""
-    return tuple(tensor for tensor in weight[:3] if tensor is not None)
+    return tuple(tensor for tensor in (*weight[:3], weight.outer) if tensor is not None)
 
 
 def call(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
-    codes, scales, *zeros = packed
+    codes, scales, *rest = packed
+    outer = rest.pop() if site.outer else None
     result: Tensor = operators.quantized_linear(
         x,
         codes,
         scales,
-        zeros[0] if zeros else None,
+        rest[0] if rest else None,
         *extras,
+        outer,
         group=site.group,
         codebook=site.codebook,
         activation=site.activation.spec,

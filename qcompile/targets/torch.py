@@ -23,6 +23,7 @@ from qcompile.kernel import (
     scales_fit_float16,
     unmet,
     weight_only,
+    whole_groups,
 )
 from qcompile.meaning import ActivationQuant, Operands
 from qcompile.targets import onednn
@@ -96,6 +97,7 @@ def refuses_int4(site: Site) -> Reasons:
         *_weight_only(site),
         most_bits(site, 4),
         (int4_group(site.group) > 0, f"takes groups in multiples of 32, got {site.group}"),
+        whole_groups(site),
         (site.n % 16 == 0, f"takes N in multiples of 16, got N={site.n}"),
     )
 

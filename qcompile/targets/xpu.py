@@ -9,7 +9,18 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, most_bits, scales_fit_float16, unmet, weight_only
+from qcompile.kernel import (
+    Extras,
+    Kernel,
+    Reasons,
+    Site,
+    integer_codes,
+    most_bits,
+    scales_fit_float16,
+    unmet,
+    weight_only,
+    whole_groups,
+)
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign, empty_output, no_rows
 from qcompile.targets.nibbles import nibbles
@@ -64,6 +75,7 @@ def refuses(site: Site) -> Reasons:
         integer_codes(site),
         most_bits(site, 4),
         (site.group % 32 == 0, f"takes groups in multiples of 32, got {site.group}"),
+        whole_groups(site),
         (site.n % 8 == 0, f"takes N in multiples of 8, got N={site.n}"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
         scales_fit_float16(site),

@@ -12,7 +12,19 @@ from torch import Tensor
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import predicted
 from qcompile.hardware.libraries import zentorch_hardware
-from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, most_bits, on_cpu, rounding_permitted, unmet, weight_only
+from qcompile.kernel import (
+    Extras,
+    Kernel,
+    Reasons,
+    Site,
+    integer_codes,
+    most_bits,
+    on_cpu,
+    rounding_permitted,
+    unmet,
+    weight_only,
+    whole_groups,
+)
 from qcompile.meaning import Operands
 from qcompile.targets import zentorch_prepack
 from qcompile.targets.binding import Foreign, empty_output, marked, no_rows
@@ -60,6 +72,7 @@ def refuses_woq(site: Site) -> Reasons:
         (site.k % 8 == 0, f"takes K in multiples of 8, got K={site.k}"),
         # With odd groups it reads scales from elsewhere: wrong numbers or a crash (zentorch 2.13.0.2).
         (site.group % 2 == 0, f"takes groups of an even number of values, got {site.group}"),
+        whole_groups(site),
         (site.dtype == torch.bfloat16, f"takes bfloat16 activations, got {site.dtype}"),
         weight_only(site),
     )

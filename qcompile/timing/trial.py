@@ -31,16 +31,16 @@ def operands(site: Site) -> Operands:
     low = -half if site.symmetric and not site.codebook else 0
     low = -half if site.bits == 8 else low
     codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8, device="cpu")
-    scales = (torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001).to(
-        site.scale_dtype
-    )
+    outer = torch.full((site.n, 1), 2.0**-7, dtype=torch.float32, device="cpu") if site.outer else None
+    steps = torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001
+    scales = (steps if outer is None else steps / outer).to(site.scale_dtype)
     zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8, device="cpu")
     perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
     bias = torch.zeros(site.n, dtype=site.dtype, device="cpu") if site.has_bias else None
     static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.kind == "tensor" else None
     # A power of two: what it adds to the codes of a token of zeros can be subtracted again exactly.
     static_zero = torch.tensor([16.0], dtype=site.dtype, device="cpu") if site.act_zero else None
-    return Operands(codes, scales, zeros, perm, bias, static, static_zero)
+    return Operands(codes, scales, zeros, perm, bias, static, static_zero, outer)
 
 
 def prepared(kernel: Kernel, site: Site, weight: Operands) -> Run:

@@ -189,6 +189,16 @@ def test_every_code_with_every_zero_point(bits: int) -> None:
     agree("gptq", case, Stored(packed, scales_of(case).t(), zeros), case.expected(symmetric=False))
 
 
+def test_mxfp4_scales_are_powers_of_two() -> None:
+    """Every exponent with every code; float32 holds all but the largest, which overflow, as 6 times 2^127 does."""
+    codes = torch.arange(16, dtype=torch.uint8).repeat(255, 2)
+    packed, exponents = codes[:, 0::2] | (codes[:, 1::2] << 4), torch.arange(255, dtype=torch.uint8)[:, None]
+    table = torch.tensor(CODE_BOOKS["e2m1"], dtype=torch.float64)
+    expected = (table[codes.long()] * 2.0 ** (exponents.double() - 127)).float()
+    found = dequantize_packed(packed, exponents, None, None, "mxfp4", 4, 32, 255, 32, torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_nvfp4_divides_by_the_global_scale() -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(3, 2)
     packed = codes[:, 0::2] | (codes[:, 1::2] << 4)

@@ -39,6 +39,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "W8A8 static asymmetric": {"bits": 8, "group": None, "activations": "static", "symmetric_activations": False},
     "W8A8 asymmetric weights": {"bits": 8, "group": None, "symmetric": False, "activations": "dynamic"},
     "NVFP4A16": {"format": "nvfp4-pack-quantized"},
+    "MXFP4A16": {"format": "mxfp4-pack-quantized"},
 }
 
 EVERYWHERE = ("W4A16 g32 asymmetric", "W8A8 dynamic")
@@ -199,7 +200,7 @@ def test_code_that_reads_weight_gets_the_dense_one(tmp_path: Path) -> None:
 
 UNKNOWN = {
     "FP8_DYNAMIC": "float-quantized",
-    "MXFP4A16": "mxfp4-pack-quantized",
+    "MXFP4": "mxfp4-pack-quantized",
     "NVFP4": "nvfp4-pack-quantized",
     "W4A4": "pack-quantized",
 }

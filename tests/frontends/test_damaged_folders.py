@@ -27,6 +27,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "pack": lambda folder: compressed_tensors_folder(folder, SMALL, group=32, symmetric=False),
     "int8": lambda folder: compressed_tensors_folder(folder, SMALL, bits=8, group=None, activations="static"),
     "nvfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="nvfp4-pack-quantized"),
+    "mxfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="mxfp4-pack-quantized"),
     "dense": lambda folder: float_model(SMALL).save_pretrained(folder),
 }
 
@@ -85,6 +86,7 @@ EVERY_PART = [
     *(("pack", part) for part in ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")),
     *(("int8", part) for part in ("weight", "weight_scale", "input_scale")),
     *(("nvfp4", part) for part in ("weight_packed", "weight_scale", "weight_global_scale")),
+    *(("mxfp4", part) for part in ("weight_packed", "weight_scale")),
 ]
 
 
@@ -151,6 +153,12 @@ def test_scales_that_are_no_numbers(kind: str, folder: Callable[[str], Path]) ->
 
     edit(path, spoil)
     need_error(path, re.escape(name), "expected finite values")
+
+
+def test_an_exponent_that_is_no_number(folder: Callable[[str], Path]) -> None:
+    path, name = folder("mxfp4"), f"{LAYER}.weight_scale"
+    edit(path, lambda tensors: tensors[name][0].fill_(255))
+    need_error(path, re.escape(name), "expected exponents of 0 to 254", "got 255, which is NaN")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])

@@ -49,6 +49,7 @@ def packed_layers(model: Any) -> int:
         {"bits": 8, "group": None, "activations": "dynamic"},
         {"bits": 8, "group": None, "activations": "static", "symmetric_activations": False},
         {"format": "nvfp4-pack-quantized"},
+        {"format": "mxfp4-pack-quantized"},
     ],
     ids=str,
 )

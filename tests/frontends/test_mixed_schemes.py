@@ -20,7 +20,7 @@ from qcompile.frontends.quantize import _set_weight_parameters
 
 CONFIG = llama_config(num_hidden_layers=1, vocab_size=32)
 DOWN = "model.layers.0.mlp.down_proj"
-UNKNOWN = ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "MXFP4A16", "MXFP8")
+UNKNOWN = ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "MXFP4", "MXFP8")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")  # Dynamo about a cache of compressed-tensors
 

@@ -32,6 +32,7 @@ def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, s
         "gptq_wrapped": (one["qweight"], one["scales"], one["qzeros"], None, "gptq_wrapped"),
         "awq": (awq["qweight"], awq["scales"], awq["qzeros"], None, "awq"),
         "nvfp4": (byte, blocks, torch.tensor([2.5]), None, "nvfp4"),
+        "mxfp4": (byte, byte[:, :2] % 8 + 124, None, None, "mxfp4"),
     }
 
 

@@ -63,6 +63,15 @@ def scales(rng: Random, shape: tuple[int, ...], dtype: torch.dtype, kind: str | 
     return values.to(dtype), kind
 
 
+def block_scales(rng: Random, shape: tuple[int, ...]) -> Tensor:
+    """Any finite E4M3, or E8M0 of usual size."""
+    draw = generator(rng)
+    if rng.random() < 0.5:
+        sign = torch.randint(0, 2, shape, generator=draw) * 128 if rng.random() < 0.2 else 0
+        return (torch.randint(0, 127, shape, generator=draw) + sign).to(torch.uint8).view(torch.float8_e4m3fn)
+    return torch.randint(97, 137, shape, generator=draw).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
 def codes(rng: Random, shape: tuple[int, ...], low: int, high: int, dtype: torch.dtype) -> Tensor:
     """Integers low .. high - 1; at times all equal, or only the two ends."""
     kind = pick(rng, {"all": 12, "ends": 1, "one": 1, "few": 1})

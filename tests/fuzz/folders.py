@@ -56,6 +56,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
         folder, llama_config(**SMALL), bits=8, group=None, activations="static", symmetric_activations=False
     ),
     "nvfp4": lambda folder: compressed_tensors_folder(folder, llama_config(**SMALL), format="nvfp4-pack-quantized"),
+    "mxfp4": lambda folder: compressed_tensors_folder(folder, llama_config(**SMALL), format="mxfp4-pack-quantized"),
     "dense": _dense,
 }
 

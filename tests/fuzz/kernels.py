@@ -16,7 +16,7 @@ other rows of the same call are as good as ever.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,12 @@ from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
 from qcompile.hardware import platform
 from qcompile.kernel import Site, site_of
-from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight
+from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight, group_count, in_groups
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
 from qcompile.targets.registry import kernels
 
-OPERATORS = ("native_int4_linear", "native_int8_a16_linear", "native_int8_linear", "native_int4_a8_linear")
+OPERATORS = ("native_int4_linear", "native_book4_linear", "native_int8_a16_linear", "native_int8_linear", "native_int4_a8_linear")
 ROUNDINGS = (
     NO_ACTIVATION_QUANT,
     ActivationQuant(kind="token"),
@@ -70,11 +70,16 @@ class Problem:
     def describe(self) -> str:
         w = self.weight
         parts = [f"N={w.n} K={w.k} bits={w.bits} group={w.group} {str(self.dtype)[6:]} scales {str(w.scales.dtype)[6:]}"]
-        parts += [f"|scales| {float(w.scales.abs().min()):.3g} .. {float(w.scales.abs().max()):.3g}"] if w.scales.numel() else []
+        parts += (
+            [f"|scales| {float(w.scales.float().abs().min()):.3g} .. {float(w.scales.float().abs().max()):.3g}"]
+            if w.scales.numel()
+            else []
+        )
         parts += ["zero points"] if w.zeros is not None else []
         parts += ["order of K"] if w.perm is not None else []
         parts += [f"bias {str(self.bias.dtype)[6:]}"] if self.bias is not None else []
         parts += [w.codebook] if w.codebook else []
+        parts += [f"outer {float(w.outer.abs().min()):.3g} .. {float(w.outer.abs().max()):.3g}"] if w.outer is not None else []
         return ", ".join([*parts, f"x rounded: {self.activation.spec}"])
 
 
@@ -103,8 +108,11 @@ def random_problem(rng: Random) -> Problem:
     bits = rng.choice((4, 4, 4, 8, 8, 2, 3, 5, 6, 7))
     n = rng.choice((1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 96))
     k = rng.choice((1, 2, 8, 16, 24, 32, 40, 63, 64, 65, 96, 128, 160, 192, 256, 320))
-    group = rng.choice([size for size in range(1, k + 1) if k % size == 0 and (size in (1, 2, 3, 5, 8) or size >= 16 or size == k)])
+    even = rng.random() < 0.8  # else the last group is short
+    sizes = [size for size in range(1, k + 1) if size in (1, 2, 3, 5, 8) or size >= 16 or size == k]
+    group = rng.choice([size for size in sizes if not even or k % size == 0])
     group = k if rng.random() < 0.3 else group
+    groups = group_count(k, group)
     codebook = "e2m1" if bits == 4 and rng.random() < 0.1 else ""
     zeros = None
     low, high = -(1 << (bits - 1)), 1 << (bits - 1)
@@ -112,16 +120,19 @@ def random_problem(rng: Random) -> Problem:
         low, high = 0, 16
     elif rng.random() < 0.4:
         low, high = (low, high) if bits == 8 else (0, 1 << bits)
-        zeros = contents.codes(rng, (n, k // group), low, min(high + 1, 128), torch.int8)
+        zeros = contents.codes(rng, (n, groups), low, min(high + 1, 128), torch.int8)
     scale_dtype = rng.choice(contents.FLOATS)
     kind = rng.choice([kind for kind in contents.SCALES if not kind.startswith("one ")]) if rng.random() < 0.6 else "usual"
-    scales, _ = contents.scales(rng, (n, k // group), scale_dtype, kind)
+    scales, _ = contents.scales(rng, (n, groups), scale_dtype, kind)
+    outer = contents.scales(rng, (n, 1), torch.float32, kind)[0] if codebook and rng.random() < 0.4 else None
+    if codebook and rng.random() < 0.5:
+        scales = contents.block_scales(rng, (n, groups))
     perm = torch.randperm(k, generator=contents.generator(rng)) if rng.random() < 0.2 else None
     codes = contents.codes(rng, (n, k), low, high, torch.int8)
     if rng.random() < 0.05:
-        codes = codes * 0 if zeros is None else zeros.repeat_interleave(group, 1)
+        codes = codes * 0 if zeros is None else zeros.repeat_interleave(group, 1)[:, :k]
         codes = codes.clamp(max=high - 1)
-    weight = QuantizedWeight(codes, scales, zeros, bits, group, perm, codebook)
+    weight = QuantizedWeight(codes, scales, zeros, bits, group, perm, codebook, outer)
     dtype = rng.choice(contents.FLOATS)
     bias = (
         contents.rows(rng, (n,), rng.choice((dtype, torch.float32)), rng.choice((1.0, 1e-3, 1e3))) if rng.random() < 0.3 else None
@@ -135,8 +146,10 @@ def random_problem(rng: Random) -> Problem:
 def _dense(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.tensor(CODE_BOOKS[weight.codebook])[weight.codes.long()] if weight.codebook else weight.codes
     value = values.double()
-    scale = weight.scales.double().repeat_interleave(weight.group, 1)
-    zero = torch.zeros_like(scale) if weight.zeros is None else weight.zeros.double().repeat_interleave(weight.group, 1)
+    level = weight.scales.double() if weight.outer is None else weight.scales.double() * weight.outer.double()
+    scale = level.repeat_interleave(weight.group, 1)[:, : weight.k]
+    points = None if weight.zeros is None else weight.zeros.double().repeat_interleave(weight.group, 1)[:, : weight.k]
+    zero = torch.zeros_like(scale) if points is None else points
     unscaled = value.abs() + zero.abs() + max(1 << weight.bits, 16)
     parts = (value - zero) * scale, unscaled * scale.abs(), unscaled + 256
     if weight.perm is None:
@@ -250,11 +263,10 @@ def _at_level(number: int, run: Run, x: Tensor) -> Tensor:
 
 @contextmanager
 def _level(number: int) -> Generator[None]:
-    patches: list[AbstractContextManager[object]] = [nullcontext()]
-    for name in OPERATORS:
-        packet = getattr(torch.ops.qcompile, name)
-        patches.append(patch.object(packet, "default", partial(packet.default, level=number)))
-    with patches[1], patches[2], patches[3], patches[4]:
+    with ExitStack() as patches:
+        for name in OPERATORS:
+            packet = getattr(torch.ops.qcompile, name)
+            patches.enter_context(patch.object(packet, "default", partial(packet.default, level=number)))
         yield
 
 
@@ -272,11 +284,12 @@ def compare(problem: Problem, name: str, rounding: ActivationQuant, x: Tensor, y
     finite = taken.values.isfinite().all(-1, keepdim=True).expand(want.shape)
     size = taken.sizes @ problem.size.t()
     unit = UNIT[x.dtype]
-    narrow = 0.0 if name.startswith("native") else 2 * max(unit, UNIT[problem.weight.scales.dtype])
+    narrow = 0.0 if name.startswith("native") else 2 * max(unit, UNIT.get(problem.weight.scales.dtype, 0.0))
     error = (narrow + (k + 8) * SUM) * size + taken.slack @ problem.dense.abs().t() + unit * (want.abs() + bias.abs()) * 1.01
     error = error + SPACING[x.dtype] + SPACING[torch.float32] * (k + taken.sizes.sum(-1, keepdim=True) + problem.size.sum(-1))
     if name.startswith("reference"):  # its dense weight is rounded to the dtype of x
         error = error + SPACING[x.dtype] * taken.sizes.sum(-1, keepdim=True)
+        error = error + k * UNIT[torch.float32] * bias.abs()  # the sum may begin with it
     nothing = (problem.dense == 0).all(1) & name.startswith("native")
     error = torch.where(nothing, unit * bias.abs() * 2.01 + SPACING[x.dtype] * bias.abs().sign(), error)
     most = torch.maximum(size, taken.sizes @ problem.unscaled.t())
@@ -341,6 +354,6 @@ def _half_steps(problem: Problem, x: Tensor) -> Tensor:
     perm = problem.weight.perm
     ordered = x.double() if perm is None else x.double()[:, perm]
     group = a8_group(problem.site())
-    largest = ordered.abs().nan_to_num(0.0, 0.0, 0.0).unflatten(1, (-1, group)).amax(-1)
-    steps: Tensor = (largest / 127 * 0.501).repeat_interleave(group, 1)
+    largest = in_groups(ordered.abs().nan_to_num(0.0, 0.0, 0.0), group).amax(-1)
+    steps: Tensor = (largest / 127 * 0.501).repeat_interleave(group, 1)[:, : ordered.shape[1]]
     return steps if perm is None else steps[:, torch.argsort(perm)]

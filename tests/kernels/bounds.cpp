@@ -11,10 +11,12 @@ using namespace qcompile;
 namespace {
 
 // Those of every level, best first.
-std::vector<const LinearKernel*> kernels(int bits, Dtype dtype, bool rounds) {
-  const Family family = bits == 4 ? (rounds ? Family::int4_a8 : Family::int4) : (rounds ? Family::int8 : Family::int8_a16);
+std::vector<const LinearKernel*> kernels(const PackedWeight& weight, Dtype dtype, bool rounds) {
+  const int bits = weight.shape.bits;
+  const Family integers = bits == 4 ? (rounds ? Family::int4_a8 : Family::int4) : (rounds ? Family::int8 : Family::int8_a16);
+  const Family family = weight.book != nullptr ? Family::book4 : integers;
   std::vector<const LinearKernel*> all;
-  for (const Isa isa : available_isas()) all.push_back(&linear_kernel(family, isa, dtype));
+  for (const Isa isa : available_isas()) all.push_back(&linear_kernel(family, isa, dtype, has_bf16_book(weight)));
 #if defined(__x86_64__)
   // Its twin stands for it at the level "avx2_vnni" of a processor that has no AVX-VNNI. Once, as each instruction is a trap.
   if (cpu_features().avx2 && rounds && dtype == Dtype::f32) all.push_back(bits == 4 ? kAvx2VnniKernels.int4_a8 : kAvx2VnniKernels.int8);
@@ -27,7 +29,7 @@ long check(const Packed& packed, Dtype dtype, bool rounds, int64_t m, const Acti
   Product product(packed, dtype, m, activation);
   product.plain_sums();
   long checked = 0;
-  for (const LinearKernel* kernel : kernels(shape.bits, dtype, rounds)) {
+  for (const LinearKernel* kernel : kernels(packed.weight, dtype, rounds)) {
     const double error = product.error(product.run(*kernel).get()), most = rounds ? 0.02 : product.tolerance();
     if (error > most)
       std::fprintf(stderr, "%s n=%ld k=%ld group=%ld m=%ld: %g\n", kernel->name, shape.n, shape.k, shape.group, m, error);
@@ -44,6 +46,12 @@ int main() {
   if (cpu_features().avx2) qcompile_trap::install();
 #endif
   long products = 0;
+  // One that bfloat16 holds, and one that it does not.
+  float books[2][kBookEntries];
+  for (int i = 0; i < kBookEntries; ++i) {
+    books[0][i] = static_cast<float>(i - 8);
+    books[1][i] = static_cast<float>(i - 8) / 7.0f;
+  }
   for (const auto& of : kShapes) {
     for (const int bits : {4, 8}) {
       for (int variant = 0; variant < 3; ++variant) {
@@ -54,6 +62,13 @@ int main() {
       }
     }
   }
+  for (const auto& of : kShapes)
+    for (const auto& book : books)
+      for (uint32_t kind = 0; kind < kScaleKinds; ++kind) {
+        const Packed packed = make(of[0], of[1], of[2], 4, false, static_cast<ScaleKind>(kind), book);
+        for (const Dtype dtype : {Dtype::bf16, Dtype::fp16, Dtype::f32})
+          for (const int64_t m : kRows) products += check(packed, dtype, false, m, {});
+      }
   std::printf("%ld\n", products);
   return 0;
 }

@@ -24,7 +24,8 @@ struct Packed {
   PackedWeight weight;
 };
 
-[[maybe_unused]] Packed make(int64_t n, int64_t k, int64_t group, int bits, bool zeros, ScaleKind kind) {
+// book: codes of one, with scales of that kind and outer ones.
+[[maybe_unused]] Packed make(int64_t n, int64_t k, int64_t group, int bits, bool zeros, ScaleKind kind, const float* book = nullptr) {
   Packed made;
   PackedShape& shape = made.shape;
   shape.n = n;
@@ -33,26 +34,33 @@ struct Packed {
   shape.bits = bits;
   shape.has_zeros = zeros;
   shape.scale_kind = kind;
+  shape.has_book = shape.has_outer = book != nullptr;
   const int64_t groups = shape.groups();
-  const auto code = [&] { return static_cast<int8_t>(bits == 8 ? numbers() % 256 : zeros ? numbers() % 16 : numbers() % 16 - 8); };
+  const auto code = [&] { return static_cast<int8_t>(bits == 8 ? numbers() % 256 : zeros || book ? numbers() % 16 : numbers() % 16 - 8); };
   const auto point = [&] { return static_cast<int8_t>(bits == 8 ? numbers() % 256 : numbers() % 17); };
   std::unique_ptr<int8_t[]> codes(new int8_t[n * k]), points(new int8_t[n * groups]);
   std::generate_n(codes.get(), n * k, code);
   std::generate_n(points.get(), n * groups, point);
   const Bytes scales = exactly(n * groups * shape.scale_bytes());
-  for (int64_t i = 0; i < n * groups; ++i) put(scales.get(), kind, i, 1.0f + static_cast<float>(numbers() % 8) / 8.0f);
+  for (int64_t i = 0; i < n * groups; ++i) {
+    if (shape.scale_bytes() == 1)
+      scales.get()[i] = static_cast<uint8_t>(kind == ScaleKind::e4m3 ? 0x38 + numbers() % 8 : 126 + numbers() % 3);
+    else
+      put(scales.get(), kind, i, 1.0f + static_cast<float>(numbers() % 8) / 8.0f);
+  }
+  const Bytes outer = some_values(Dtype::f32, n);
   made.bytes = exactly(shape.total_bytes());
-  write_header(shape, made.bytes.get());
-  const PackSource source = {codes.get(), scales.get(), kind, zeros ? points.get() : nullptr};
+  const PackSource source = {codes.get(), scales.get(), kind, zeros ? points.get() : nullptr, book ? outer.as<float>() : nullptr, book};
+  write_header(shape, source, made.bytes.get());
   for (int64_t block = 0; block < shape.blocks(); ++block)
     require(pack_blocks(shape, source, made.bytes.get(), block, block + 1) == -1, "codes in range");
-  require(open_packed(made.bytes.get(), shape.total_bytes(), bits, &made.weight) == nullptr, "open what was packed");
+  require(open_packed(made.bytes.get(), shape.total_bytes(), bits, book != nullptr, &made.weight) == nullptr, "open what was packed");
   // The round trip.
   std::unique_ptr<int32_t[]> row(new int32_t[k]), row_zeros(new int32_t[groups]);
   std::unique_ptr<float[]> row_scales(new float[groups]);
   for (int64_t i = 0; i < n; ++i) {
     unpack_row(made.weight, i, row.get(), row_scales.get(), row_zeros.get());
-    const int shift = bits == 4 && !zeros ? 8 : 0;
+    const int shift = bits == 4 && !zeros && !book ? 8 : 0;
     for (int64_t j = 0; j < k; ++j) require(row[j] == codes[i * k + j] + shift, "codes survive packing");
     for (int64_t g = 0; g < groups; ++g) require(row_zeros[g] == (zeros ? points[i * groups + g] : shift), "zeros survive packing");
   }
@@ -110,8 +118,9 @@ class Product {
         for (int64_t j = 0; j < k_; ++j) {
           const int64_t g = j / packed_.shape.group;
           const double scaled = static_cast<double>(scales[g]) * value_at(x_.get(), dtype_, row * k_ + order()[j]);
-          const double term = (std::abs(codes[j]) + std::abs(zeros[g])) * scaled;
-          sum += (codes[j] - zeros[g]) * scaled;
+          const double value = value_of(codes[j]);
+          const double term = (std::abs(value) + std::abs(zeros[g])) * scaled;
+          sum += (value - zeros[g]) * scaled;
           terms += term * term;
         }
         sums_.push_back(sum);
@@ -144,6 +153,13 @@ class Product {
   double tolerance() const { return dtype_ == Dtype::f32 ? 1e-6 : dtype_ == Dtype::fp16 ? 6e-4 : 4e-3; }
 
  private:
+  double value_of(int32_t code) const {
+    if (packed_.weight.book == nullptr) return code;
+    float entry;
+    std::memcpy(&entry, packed_.weight.book + code * 4, 4);
+    return entry;
+  }
+
   int64_t* order() const { return order_.as<int64_t>(); }
 
   const Packed& packed_;

@@ -14,7 +14,9 @@ CHECKS_AS_CALLS = {"g++": ("--param", "asan-instrumentation-with-call-threshold=
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
 WITHOUT_VNNI = ("avx2", "avx512", "avx512_bf16")
 # Of one level at least.
-LEAST_PRODUCTS = 9 * 2 * 3 * 3 * 2 * 9  # shapes, bits, variants, dtypes, rounded or not, rows
+LEAST_PRODUCTS = (
+    9 * 2 * 3 * 3 * 2 * 9 + 9 * 2 * 5 * 3 * 9
+)  # shapes, bits, variants, dtypes, rounded or not, rows; with books, scales
 LEAST_ATTENTION = 8 * 3 * 6 * 2 * 2  # shapes, dtypes, masks, causal or not, in one part or several
 LEAST_DENSE = 14 * 3 * 2 * 2  # shapes, dtypes, rows, bias or not
 LEAST_DIGESTS = 67 * 6  # chunks, bytes more or less

@@ -145,6 +145,5 @@ def test_inductor_gives_what_eager_gives(fallback: str) -> None:
             for got, want in zip(compiled(x), model(x), strict=True):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     rows = qcompile.report().sites
-    assert [row.kernel is not None for row in rows if "float8" not in row.declined] == [True, True, True, False, False]
-    assert [row.group for row in rows if row.kernel] == [16, 8, 32]
-    assert sum("would take more memory" in row.declined for row in rows) == 2
+    assert [row.kernel is not None for row in rows if "float8" not in row.declined] == [True] * len(sizes)
+    assert [row.group for row in rows if row.kernel] == [16, 8, 32, 32, 16]

@@ -110,8 +110,8 @@ def test_what_is_not_finite_is_refused(dtype: torch.dtype, value: float) -> None
     [
         (lambda d, o: (d[:, :-1], o, G), "shape [8, 64] instead of [8, 63]"),
         (lambda d, o: (d.flatten(), o, G), "instead of [512]"),
-        (lambda d, o: (d, o, 24), "group 24 does not divide K=64"),
-        (lambda d, o: (d, o, 0), "group 0 does not divide K=64"),
+        (lambda d, o: (d, o, 24), "scales [8, 4] instead of [8, 3]"),
+        (lambda d, o: (d, o, 0), "a group of 0 values"),
         (lambda d, o: (d, o, 32), "scales [8, 4] instead of [8, 2]"),
         (lambda d, o: (d, o._replace(zeros=torch.ones(8, 1, dtype=torch.uint8)), G), "zeros [8, 1] instead of [8, 4]"),
     ],

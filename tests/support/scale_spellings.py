@@ -1,15 +1,16 @@
 """Ways to write a dequantization that only its values give away: code books, scales of scales, float8 scales, a short last group."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from support.spellings import BF16, F16, F32, G, K, N, Spelling, int4, int8, linear, nibbles, scale, uint4
 from torch import Tensor
 
-from qcompile.meaning import E2M1
+from qcompile.meaning import CODE_BOOKS, E2M1
 
-SHORT = 80  # K of which groups of 32 leave 16
+SHORT, ODD = 80, 83  # K of which groups of 32 leave 16 (and have a common divisor with it), and 19 (and have none)
 E4M3, E5M2, E8M0 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu
 GROUPS = K // G
 
@@ -25,6 +26,10 @@ def book_codes() -> Tensor:
 
 def _indices(m: Any) -> Tensor:
     return torch.stack((m.p & 15, m.p >> 4), -1).reshape(N, -1, G).long()
+
+
+def _looked_up(m: Any, x: Tensor) -> Tensor:
+    return linear(x, (m.table[_indices(m)] * m.s[..., None]).reshape(N, K).to(x.dtype))
 
 
 def _global_divides(m: Any, x: Tensor) -> Tensor:
@@ -74,25 +79,35 @@ def _repeated(m: Any, x: Tensor) -> Tensor:
 
 
 def _padded(m: Any, x: Tensor) -> Tensor:
-    codes = torch.nn.functional.pad(m.w.float(), (0, -SHORT % G)).reshape(N, -1, G)
-    return linear(x, (codes * m.s.float()[..., None]).reshape(N, -1)[:, :SHORT].to(x.dtype))
+    k = x.shape[-1]
+    codes = torch.nn.functional.pad(m.w.float(), (0, -k % G)).reshape(N, -1, G)
+    return linear(x, (codes * m.s.float()[..., None]).reshape(N, -1)[:, :k].to(x.dtype))
 
 
 def _by_column(m: Any, x: Tensor) -> Tensor:
-    return linear(x, (m.w.float() * m.s.float()[:, torch.arange(SHORT) // G]).to(x.dtype))
+    return linear(x, (m.w.float() * m.s.float()[:, torch.arange(x.shape[-1]) // G]).to(x.dtype))
 
 
 def _short_with_zeros(m: Any, x: Tensor) -> Tensor:
-    zeros, scales = (item.float().repeat_interleave(G, 1)[:, :SHORT] for item in (m.z, m.s))
+    zeros, scales = (item.float().repeat_interleave(G, 1)[:, : x.shape[-1]] for item in (m.z, m.s))
     return linear(x, ((m.w.float() - zeros) * scales).to(x.dtype))
+
+
+def _short_book(m: Any, x: Tensor) -> Tensor:
+    return linear(x, (m.table[m.w.long()] * m.s.repeat_interleave(G, 1)[:, : x.shape[-1]]).to(x.dtype))
 
 
 def _blocks(m: Any, x: Tensor) -> Tensor:
     return linear(x, (m.w.float() * m.s.repeat_interleave(16, 0).repeat_interleave(G, 1)).to(x.dtype))
 
 
-def _book(scales: Callable[[], Tensor], size: float = 1.0) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {"p": book_codes(), "s": scales(), "table": table(), "g": torch.tensor([size])}
+def _book(scales: Callable[[], Tensor], size: float = 1.0, name: str = "e2m1") -> Callable[[], dict[str, Tensor]]:
+    return lambda: {"p": book_codes(), "s": scales(), "table": torch.tensor(CODE_BOOKS[name]), "g": torch.tensor([size])}
+
+
+def _of_weights(dtype: torch.dtype) -> Tensor:
+    """As large as the largest weights of a model: float16 holds the least entry of every code book as a normal number."""
+    return (around_one(N, 2) / 8).to(dtype)
 
 
 def _levels(inner: Callable[[], Tensor], outer: Callable[[], Tensor]) -> Callable[[], dict[str, Tensor]]:
@@ -107,11 +122,15 @@ def around_one(*shape: int) -> Tensor:
     return torch.rand(shape) * 0.5 + 0.25
 
 
-def _short(dtype: torch.dtype = BF16) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {"w": int4(N, SHORT), "s": scale(N, 3, dtype=dtype)}
+def _short(dtype: torch.dtype = BF16, k: int = SHORT) -> Callable[[], dict[str, Tensor]]:
+    return lambda: {"w": int4(N, k), "s": scale(N, 3, dtype=dtype)}
 
 
-X_SHORT = (6, SHORT)
+def _zeros_and_short(k: int = SHORT) -> dict[str, Tensor]:
+    return {"w": uint4(N, k), "s": scale(N, 3), "z": torch.randint(1, 15, (N, 3), dtype=torch.uint8)}
+
+
+X_SHORT, X_ODD = (6, SHORT), (6, ODD)
 
 BOOKS = (
     Spelling("e2m1, global divides", _global_divides, _book(lambda: (around_one(N, 2) * 400).to(E4M3), 2e4), 4, G, codebook="e2m1"),
@@ -126,6 +145,11 @@ BOOKS = (
     ),
     Spelling("e2m1 by bits, e8m0", _bit_fields, _book(lambda: (around_one(N, 2) / 64).to(E8M0)), 4, G, codebook="e2m1"),
     Spelling("e2m1, scale after", _scale_after_the_book, _book(lambda: scale(N)), 4, codebook="e2m1"),
+    *(
+        Spelling(f"{name}, {words}", _looked_up, _book(partial(_of_weights, dtype), name=name), 4, G, dtype=dtype, codebook=name)
+        for name in ("nf4", "fp4", "iq4_nl")
+        for words, dtype in (("bf16", BF16), ("fp16", F16), ("f32", F32))
+    ),
     Spelling("e2m1, some groups 0", _global_divides, _book(lambda: torch.arange(N * 2.0).reshape(N, 2) % 3), 4, G, codebook="e2m1"),
 )
 
@@ -183,14 +207,20 @@ SHORT_GROUPS = (
     ),
     Spelling("short last group, padded codes", _padded, _short(F16), 4, 16, dtype=F16, shape=X_SHORT),
     Spelling("short last group by column", _by_column, _short(F32), 4, 16, dtype=F32, shape=X_SHORT),
+    Spelling("short last group, zero points", _short_with_zeros, _zeros_and_short, 4, 16, False, shape=X_SHORT),
+    Spelling("odd last group", _repeated, _short(k=ODD), 4, G, shape=X_ODD),
+    Spelling("odd last group, 8 bit", _repeated, lambda: {"w": int8(N, ODD), "s": around_one(N, 3).to(E4M3)}, 8, G, shape=X_ODD),
+    Spelling("odd last group, padded codes", _padded, _short(F16, ODD), 4, G, dtype=F16, shape=X_ODD),
+    Spelling("odd last group by column", _by_column, _short(F32, ODD), 4, G, dtype=F32, shape=X_ODD),
+    Spelling("odd last group, zero points", _short_with_zeros, lambda: _zeros_and_short(ODD), 4, G, False, shape=X_ODD),
     Spelling(
-        "short last group, zero points",
-        _short_with_zeros,
-        lambda: {"w": uint4(N, SHORT), "s": scale(N, 3), "z": torch.randint(1, 15, (N, 3), dtype=torch.uint8)},
+        "odd last group, e2m1",
+        _short_book,
+        lambda: {"w": uint4(N, ODD), "s": scale(N, 3), "table": table()},
         4,
-        16,
-        False,
-        shape=X_SHORT,
+        G,
+        shape=X_ODD,
+        codebook="e2m1",
     ),
 )
 

@@ -31,7 +31,8 @@ KERNELS = ("zentorch.woq_linear", "torch.int4pack", "reference.quantized_linear"
         ({"zeros": GOOD.zeros[:-1]}, "zeros"),
         ({"zeros": GOOD.zeros.float()}, "zeros"),
         ({"zeros": GOOD.zeros + 30}, "zeros"),
-        ({"group": 48}, "group"),
+        ({"group": 48}, "scales"),  # three groups, the last of which is short
+        ({"group": 129}, "group"),
         ({"group": 0}, "group"),
         ({"group": -1}, "group"),
         ({"bits": 9}, "bits"),
