@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from math import gcd
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def _kind(site: GraphSite) -> tuple[Any, ...]:
     return (
         through_views(x),
         str(value(x).shape),
-        replace(site.site, n=0, zero_range=(0, 0)),
+        replace(site.site, n=0, rows=0, zero_range=(0, 0)),
         operands.act_scale,
         operands.act_zero,
     )
@@ -88,7 +89,8 @@ def _site_of(parts: list[GraphSite], node: fx.Node, cuts: list[fx.Node]) -> Grap
     first = parts[0]
     lows = [part.site.zero_range[0] for part in parts]
     highs = [part.site.zero_range[1] for part in parts]
-    site = replace(first.site, n=sum(part.site.n for part in parts), zero_range=(min(lows), max(highs)))
+    rows = gcd(*(size for part in parts for size in (part.site.rows, part.site.n)))
+    site = replace(first.site, n=sum(part.site.n for part in parts), zero_range=(min(lows), max(highs)), rows=rows)
     return GraphSite(
         node,
         node,

@@ -166,6 +166,7 @@ def _site(
         allow_a8=state.options.allow_a8,
         act_zero=rounded is not None and rounded.zero is not None,
         outer=outer,
+        rows=1 if product.post else proposal.rows,
     )
     return GraphSite(
         *made,

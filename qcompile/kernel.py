@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompile.errors import WeightError
 from qcompile.hardware import Platform
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight, group_count
+from qcompile.meaning import NO_ACTIVATION_QUANT, NUMBERS, ActivationQuant, Operands, QuantizedWeight, group_count
 
 Reasons = tuple[str, ...]  # empty means yes
 # What else than quantized linears has a kernel of ours: the pass that finds it, also the format of its rows -> the kernel.
@@ -50,6 +50,7 @@ class Site:
 
     symmetric: no zero points. zero_range: least and largest zero point (unsigned convention), (0, 0) if symmetric.
     act_zero: a static activation has a zero point.
+    rows: outputs that share their scales, in blocks from the first on; N for a scale of the whole tensor.
     allow_a8: the user permits quantizing activations although the checkpoint does not ask for it.
     """
 
@@ -69,6 +70,7 @@ class Site:
     allow_a8: bool = False
     act_zero: bool = False
     outer: bool = False
+    rows: int = 1
 
     @property
     def groups(self) -> int:
@@ -89,7 +91,8 @@ def on_cpu(site: Site) -> Need:
 
 
 def integer_codes(site: Site) -> Need:
-    return not site.codebook, f"takes integer codes, these index the code book {site.codebook!r}"
+    found = f"are numbers in {site.codebook.upper()}" if site.codebook in NUMBERS else f"index the code book {site.codebook!r}"
+    return not site.codebook, f"takes integer codes, these {found}"
 
 
 def most_bits(site: Site, bits: int) -> Need:

@@ -23,6 +23,8 @@ FP4 = tuple(sign * value / 12.0 for sign in (1.0, -1.0) for value in (0.0, 0.062
 # ggml, kvalues_iq4nl (gguf 0.19, quants.py).
 IQ4_NL = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
 CODE_BOOKS: dict[str, tuple[float, ...]] = {"e2m1": E2M1, "nf4": NF4, "fp4": FP4, "iq4_nl": IQ4_NL}
+# OCP 8-bit floating point specification: codes that are the numbers' own bits.
+NUMBERS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 class Operands(NamedTuple):
@@ -48,6 +50,16 @@ ALONG_N = ("codes", "scales", "zeros", "bias", "outer")  # the operands of which
 # The dtypes that scales of a weight may have; scales stored in others (E5M2, float64) are widened or rounded to float32 first.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK_SCALE_DTYPES = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
+
+
+def values_of(codes: Tensor, codebook: str) -> Tensor:
+    """The values that codes int8 stand for, float32 of the same shape: themselves, entries of a book, or numbers of 8 bits."""
+    if codebook in NUMBERS:
+        numbers: Tensor = codes.view(NUMBERS[codebook]).to(torch.float32)
+        return numbers
+    if codebook:
+        return torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=codes.device)[codes.long()]
+    return codes.to(torch.float32)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -100,15 +112,9 @@ def dequantize(
 ) -> Tensor:
     """W[n, k] = (value(codes[n, k]) - zeros[n, k // group]) * scales[n, k // group] * outer[n], in float32, returned as `dtype`.
 
-    codes int8 [N, K]; scales [N, G]; zeros int8 [N, G] or None (= 0); outer float32 [N, 1] or None (= 1); value() is the code
-    itself or the code book's entry.
+    codes int8 [N, K]; scales [N, G]; zeros int8 [N, G] or None (= 0); outer float32 [N, 1] or None (= 1); value() is `values_of`.
     """
-    if codebook:
-        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device=codes.device)
-        values = table[codes.long()]
-    else:
-        values = codes.to(torch.float32)
-    grouped = in_groups(values, group)
+    grouped = in_groups(values_of(codes, codebook), group)
     if zeros is not None:
         grouped = grouped - zeros.to(torch.float32)[:, :, None]
     return ungrouped(grouped * scales_of(scales, outer)[:, :, None], codes.shape[1]).to(dtype)
@@ -122,14 +128,15 @@ class QuantizedWeight:
 
     codes   int8 [N, K]. Signed (-2^(bits-1) .. 2^(bits-1)-1) when zeros is None. With zeros and bits < 8 unsigned
             (0 .. 2^bits-1); a signed pair (codes, zeros) is accepted and means the same (`normalized` shifts it).
-            With a code book: the index of the entry (0 .. 15).
+            With a code book: the index of the entry (0 .. 15), or the bits of a number (NaN and infinity are none).
     scales  float32, bfloat16, float16, float8_e4m3fn or float8_e8m0fnu [N, G], G = ceil(K / group).
     outer   float32 [N, 1] or None (= 1): the second level of scales.
     zeros   int8 [N, G] or None (= 0). Unsigned zeros may be 2^bits, one above the largest code (GPTQ v1).
     bits    2 .. 8; group: values of K that share a scale (K itself: one scale per output channel). It need not divide K: the
             last group is then short.
     perm    int [K] or None. Act-order: stored column k is column perm[k] of the layer's input, y = x[:, perm] @ W_stored.T.
-    codebook  "" (integers: the value is the code) or a name in CODE_BOOKS: the code is the index of an entry.
+    codebook  "" (integers: the value is the code), a name in CODE_BOOKS (the code is the index of an entry) or in NUMBERS (8 bits:
+            the code is the number's own bits).
     """
 
     codes: Tensor
@@ -153,6 +160,8 @@ class QuantizedWeight:
         """Raise WeightError if shapes, dtypes or ranges contradict the formula above."""
         if self.codes.dim() != 2 or self.codes.dtype != torch.int8:
             raise WeightError("codes", "int8 [N, K]", f"{self.codes.dtype} {list(self.codes.shape)}")
+        if self.codebook and self.codebook not in CODE_BOOKS and self.codebook not in NUMBERS:
+            raise WeightError("codebook", f"'' or one of {', '.join((*CODE_BOOKS, *NUMBERS))}", repr(self.codebook))
         if not 2 <= self.bits <= 8:
             raise WeightError("bits", "2 to 8", str(self.bits))
         if not 1 <= self.group <= max(self.k, 1):
@@ -177,6 +186,13 @@ class QuantizedWeight:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
+        if self.codebook in NUMBERS:
+            if self.bits != 8 or self.zeros is not None:
+                raise WeightError(
+                    "codebook", "8 bits without zero points", f"{self.bits} bits" + (" with zeros" if self.bits == 8 else "")
+                )
+            if not all_finite(self.codes.view(NUMBERS[self.codebook])):
+                raise WeightError("codes", f"finite numbers in {self.codebook.upper()}", "NaN or infinity")
         if self.codes.numel() == 0 or self.bits == 8:
             return
         low, high = (int(v) for v in torch.aminmax(self.codes))

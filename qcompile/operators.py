@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qcompile.errors import ReleasedWeightError, UnknownNameError
 from qcompile.formats.layouts import LAYOUTS, Packing, Stored
-from qcompile.meaning import CODE_BOOKS, ActivationQuant, dequantize, row_pieces
+from qcompile.meaning import ActivationQuant, dequantize, in_groups, row_pieces, ungrouped, values_of
 from qcompile.torch_internals.tensors import check
 
 # FRAGMENT, because the compiled library (qcompile/_C.so) adds operators to the same namespace.
@@ -89,7 +89,7 @@ fake_quantize = torch.ops.qcompile.fake_quantize.default
 NAME_ATTRIBUTE = "qcompile_name"
 LIBRARY.define(
     "dequantize_packed(Tensor packed, Tensor scales, Tensor? zeros, Tensor? g_idx, str layout, int bits, int group, int n, int k, "
-    "ScalarType dtype) -> Tensor"
+    "ScalarType dtype, int rows=1) -> Tensor"
 )
 
 
@@ -104,6 +104,7 @@ def _dequantize_packed(
     n: int,
     k: int,
     dtype: torch.dtype,
+    rows: int = 1,
 ) -> Tensor:
     """W [n, k] of a packed weight in `dtype`; layouts, tensors and their shapes: formats.layouts.
 
@@ -111,7 +112,8 @@ def _dequantize_packed(
     straight to `dtype`; NVFP4's scale is the quotient of block and global scale, rounded to float32).
     That is what compressed-tensors, GPTQ's and AWQ's own dequantizations give bit by bit: an integer of 9 bits times a 16-bit
     float is exact in float32. Then it is cast to `dtype`. g_idx [k]: the group of each column (act-order); `group` is then only
-    its size. Raises ReleasedWeightError if the raw tensors were freed, UnknownNameError for an unknown layout.
+    its size; rows: outputs that share a scale. Raises ReleasedWeightError if the raw tensors were freed, UnknownNameError for an
+    unknown layout.
     """
     if layout not in LAYOUTS:
         raise UnknownNameError("layout", layout, LAYOUTS)
@@ -120,23 +122,23 @@ def _dequantize_packed(
             raise ReleasedWeightError(getattr(part, NAME_ATTRIBUTE, f"the {layout} weight [{n}, {k}]"))
     row = LAYOUTS[layout]
     # Without g_idx the unpacked columns keep their order, whatever the sizes of the groups are.
-    found = row.unpack(Stored(packed, scales, zeros), Packing(bits, group, n, k))
+    found = row.unpack(Stored(packed, scales, zeros), Packing(bits, group, n, k, rows))
     scales = found.scales if row.scales is None else row.scales(Stored(packed, scales, zeros))
-    table = torch.tensor(CODE_BOOKS[row.codebook], dtype=torch.float32, device=packed.device) if row.codebook else None
     columns = None if g_idx is None else g_idx.long()
     # Contiguous as the fake kernel says, whatever the order in which the codes were stored.
     dense = packed.new_empty((n, k), dtype=dtype)
     for span in row_pieces(n, k):
         codes, factors, points = found.codes[span], scales[span], None if found.zeros is None else found.zeros[span]
-        values = codes.to(torch.float32) if table is None else table[codes.long()]
+        values = values_of(codes, row.codebook)
         if columns is None:
-            values = values.reshape(len(codes), k // group, group)
+            values = in_groups(values, group)
             factors, points = factors[:, :, None], None if points is None else points[:, :, None]
         else:
             factors, points = factors[:, columns], None if points is None else points[:, columns]
         if points is not None:
             values -= points.to(torch.float32)
-        dense[span] = values.mul_(factors.to(torch.float32)).reshape(-1, k).to(scales.dtype)
+        scaled = values.mul_(factors.to(torch.float32)).to(scales.dtype)
+        dense[span] = ungrouped(scaled, k) if columns is None else scaled
     return dense
 
 
@@ -151,6 +153,7 @@ def _dequantize_packed_fake(
     n: int,
     k: int,
     dtype: torch.dtype,
+    rows: int = 1,
 ) -> Tensor:
     return packed.new_empty((n, k), dtype=dtype)
 
@@ -163,7 +166,7 @@ dequantize_packed = torch.ops.qcompile.dequantize_packed.default
 class Structure(NamedTuple):
     """The static arguments of one layer's dequantization.
 
-    activation: the spec of meaning.ActivationQuant, "none" for weight-only layers.
+    activation: the spec of meaning.ActivationQuant, "none" for weight-only layers; rows: outputs that share a scale.
     """
 
     layout: str
@@ -172,18 +175,20 @@ class Structure(NamedTuple):
     n: int
     k: int
     activation: str = "none"
+    rows: int = 1
 
     @property
     def spec(self) -> str:
         """All in one text: Dynamo guards it as one value on every call, a tuple as eight."""
-        return " ".join(map(str, self))
+        layout, bits, group, n, k, activation, rows = self
+        return f"{layout} {bits} {group} {n} {k} {rows} {activation}"
 
     @staticmethod
     @cache
     def parse(spec: str) -> "Structure":
         """What `spec` gave."""
-        layout, bits, group, n, k, activation = spec.split()
-        return Structure(layout, int(bits), int(group), int(n), int(k), activation)
+        layout, bits, group, n, k, rows, activation = spec.split()
+        return Structure(layout, int(bits), int(group), int(n), int(k), activation, int(rows))
 
 
 LIBRARY.define(
@@ -191,9 +196,12 @@ LIBRARY.define(
 )
 
 
-def _dense(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, structure: Structure) -> Tensor:
-    layout, bits, group, n, k, _ = structure
-    dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, x.dtype)
+def dense_weight(
+    structure: Structure, packed: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """W [n, k] in `dtype`, as `dequantize_packed` gives it."""
+    layout, bits, group, n, k, _, rows = structure
+    dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype, rows)
     return dense
 
 
@@ -204,7 +212,7 @@ def _packed_linear(
 
     The activation of `spec` is not applied: x comes rounded.
     """
-    weight = _dense(x, packed, scales, zeros, g_idx, Structure.parse(spec))
+    weight = dense_weight(Structure.parse(spec), packed, scales, zeros, g_idx, x.dtype)
     return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
@@ -225,7 +233,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Gradients of x and bias. A packed weight is a constant: its scales get none, as from `dequantize_packed`."""
     packed, scales, zeros, g_idx = ctx.saved_tensors
-    of_x = grad @ _dense(grad, packed, scales, zeros, g_idx, Structure.parse(ctx.spec)) if ctx.needs_input_grad[0] else None
+    of_x = (
+        grad @ dense_weight(Structure.parse(ctx.spec), packed, scales, zeros, g_idx, grad.dtype)
+        if ctx.needs_input_grad[0]
+        else None
+    )
     of_bias = grad.flatten(0, -2).sum(0).to(ctx.bias) if ctx.needs_input_grad[5] else None
     return of_x, None, None, None, None, of_bias, None
 

@@ -125,6 +125,7 @@ class GraphSite:
             symmetric=site.symmetric,
             act_order=site.act_order,
             codebook=site.codebook,
+            rows=site.rows,
             n=site.n,
             k=site.k,
             activation=site.activation.spec,

@@ -33,6 +33,7 @@ inline const char* dtype_name(torch::headeronly::ScalarType type) {
     case ScalarType::Long: return "int64";
     case ScalarType::Bool: return "bool";
     case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
     case ScalarType::Float8_e8m0fnu: return "float8_e8m0fnu";
     default: return "another dtype";
   }

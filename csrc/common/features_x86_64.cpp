@@ -34,10 +34,12 @@ CpuFeatures detect_features() {
   found.avx2 = ymm_saved && avx && fma && f16c && has(b, 5);
   found.avx512 = found.avx2 && zmm_saved && has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31);
   found.avx512_vnni = found.avx512 && has(c, 11);
+  found.avx512_vbmi = found.avx512 && has(c, 1);
   if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     found.avx_vnni = found.avx2 && has(a, 4);
     found.avx512_bf16 = found.avx512 && has(a, 5);
   }
+  found.avx512_bf16_vbmi = found.avx512_bf16 && found.avx512_vbmi;
   found.vnni_256 = found.avx_vnni || found.avx512_vnni;
   return found;
 }

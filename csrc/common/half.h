@@ -44,6 +44,9 @@ namespace {
   return (byte & 0x80u) != 0 ? -size : size;
 }
 
+// The same, E5M2: the upper half of a float16.
+[[maybe_unused]] inline float e5m2_to_float(uint8_t byte) { return fp16_to_float(static_cast<uint16_t>(byte << 8)); }
+
 // OCP MX specification, E8M0: 2^(byte - 127).
 [[maybe_unused]] inline float e8m0_to_float(uint8_t byte) {
   return bits_float(byte == 0 ? 0x00400000u : static_cast<uint32_t>(byte) << 23);

@@ -31,6 +31,7 @@ constexpr struct {
     {&CpuFeatures::avx2, Isa::avx2},           {&CpuFeatures::avx_vnni, Isa::avx2_vnni},
     {&CpuFeatures::vnni_256, Isa::avx2_vnni},  {&CpuFeatures::avx512, Isa::avx512},
     {&CpuFeatures::avx512_vnni, Isa::avx512},  {&CpuFeatures::avx512_bf16, Isa::avx512_bf16},
+    {&CpuFeatures::avx512_vbmi, Isa::avx512},  {&CpuFeatures::avx512_bf16_vbmi, Isa::avx512_bf16},
 };
 
 bool has(const CpuFeatures& features, Feature feature) { return feature == nullptr || features.*feature; }

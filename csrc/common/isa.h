@@ -16,6 +16,8 @@ struct CpuFeatures {
   bool avx512 = false;       // AVX-512 F, BW, DQ, VL
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
+  bool avx512_vbmi = false;       // permutations of bytes
+  bool avx512_bf16_vbmi = false;  // both
   bool avx_vnni = false;     // VPDPBUSD on 256 bits with the VEX prefix
   bool vnni_256 = false;     // the same instruction with whichever prefix
   // Products of pairs of bfloat16 do half of what those of float32 do in the same time, instead of twice as much: Intel's processors

@@ -5,7 +5,7 @@
 // sum of x per group.
 // 8 bit: a byte is made a float32 by putting it, sign bit flipped, into the mantissa of a large power of two that is then
 // subtracted; -128..127 fills no more than the upper half of the float32, which is the bfloat16.
-// Code book of bfloat16 numbers: one VPERMW of a shifted line looks up 32 of them.
+// Code book of bfloat16 numbers: one VPERMW of a shifted line looks up 32 of them. Numbers of 8 bits: float8_pairs.h.
 // float16 input is split exactly into two bfloat16 rows (high and low part) whose results are added.
 // Decoding again for every panel of 16 rows is cheaper than decoding once into memory and loading: it runs on ports that
 // the multiplier leaves free.
@@ -14,12 +14,17 @@
 
 #include <immintrin.h>
 
-#include "cpu/panels.h"
+#include "cpu/vectors.h"
+
+#if defined(__AVX512VBMI__)
+#include "cpu/float8_pairs.h"
+#endif
 
 namespace qcompile {
 namespace {
 
 inline __m512 load_scales_512(const PackedWeight& weight, int64_t meta) {
+  if (weight.shape.shared_scales) return _mm512_set1_ps(shared_scale(weight, meta / kBlock));
   if (weight.shape.scale_kind == ScaleKind::f32) return _mm512_loadu_ps(weight.scales + meta * 4);
   if (weight.shape.scale_bytes() == 1) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weight.scales + meta));
@@ -87,28 +92,59 @@ inline __m512bh decode_bytes(__m512i line) {
   return reinterpret_cast<__m512bh>(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16), _mm512_castps_si512(second)));
 }
 
-// The entries of a code book as bfloat16, twice over, because VPERMW takes five bits of an index.
-inline __m512i load_book(const PackedWeight& weight) {
-  const __m512i words = _mm512_srli_epi32(_mm512_loadu_si512(weight.book), 16);
-  return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(words));
-}
+// How a line becomes pairs; made once for a panel.
+template <int kBits, Values kValues>
+struct PairsOf;
 
-inline Decoded<4> look_up(const uint8_t* line, __m512i book) {
-  const __m512i codes = _mm512_loadu_si512(line);
-  const auto pairs = [book](__m512i index) { return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(index, book)); };
-  return {{pairs(codes), pairs(_mm512_srli_epi32(codes, 4)), pairs(_mm512_srli_epi32(codes, 8)), pairs(_mm512_srli_epi32(codes, 12))}};
-}
+template <>
+struct PairsOf<4, Values::integers> {
+  explicit PairsOf(const PackedWeight&) {}
 
-inline Decoded<4> decode(const uint8_t* line, Decoded<4>*) {
-  const __m512i codes = _mm512_loadu_si512(line);
-  return {{decode_nibbles(codes), decode_nibbles(_mm512_srli_epi32(codes, 4)), decode_nibbles(_mm512_srli_epi32(codes, 8)),
-           decode_nibbles(_mm512_srli_epi32(codes, 12))}};
-}
+  Decoded<4> operator()(const uint8_t* line) const {
+    const __m512i codes = _mm512_loadu_si512(line);
+    return {{decode_nibbles(codes), decode_nibbles(_mm512_srli_epi32(codes, 4)), decode_nibbles(_mm512_srli_epi32(codes, 8)),
+             decode_nibbles(_mm512_srli_epi32(codes, 12))}};
+  }
+};
 
-inline Decoded<8> decode(const uint8_t* line, Decoded<8>*) {
-  const __m512i codes = _mm512_loadu_si512(line);
-  return {{decode_bytes(codes), decode_bytes(_mm512_srli_epi32(codes, 16))}};
-}
+template <>
+struct PairsOf<8, Values::integers> {
+  explicit PairsOf(const PackedWeight&) {}
+
+  Decoded<8> operator()(const uint8_t* line) const {
+    const __m512i codes = _mm512_loadu_si512(line);
+    return {{decode_bytes(codes), decode_bytes(_mm512_srli_epi32(codes, 16))}};
+  }
+};
+
+template <>
+struct PairsOf<4, Values::book> {
+  __m512i book;  // as bfloat16, twice over, because VPERMW takes five bits of an index
+
+  explicit PairsOf(const PackedWeight& weight)
+      : book(_mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_loadu_si512(weight.book), 16)))) {}
+
+  Decoded<4> operator()(const uint8_t* line) const {
+    const __m512i codes = _mm512_loadu_si512(line);
+    const auto pairs = [this](__m512i index) { return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(index, book)); };
+    return {{pairs(codes), pairs(_mm512_srli_epi32(codes, 4)), pairs(_mm512_srli_epi32(codes, 8)), pairs(_mm512_srli_epi32(codes, 12))}};
+  }
+};
+
+#if defined(__AVX512VBMI__)
+template <Values kValues>
+struct PairsOf<8, kValues> {
+  Float8Pairs pairs;
+
+  explicit PairsOf(const PackedWeight&) : pairs(kValues == Values::e4m3 ? e4m3_to_float : e5m2_to_float) {}
+
+  Decoded<8> operator()(const uint8_t* line) const {
+    __m512i both[2];
+    pairs.line(line, both);
+    return {{reinterpret_cast<__m512bh>(both[0]), reinterpret_cast<__m512bh>(both[1])}};
+  }
+};
+#endif
 
 // `count` values of one row of x from position k on as one or two parts of bfloat16, zero up to `padded`.
 constexpr int64_t kPiece = 512;
@@ -141,7 +177,7 @@ inline __m512 add_sums(__m512 sum, const uint16_t* values, int64_t count) {
   return sum;
 }
 
-template <int kBits, bool kBook = false>
+template <int kBits, Values kValues = Values::integers>
 struct Bf16Body {
   static constexpr int64_t kMostRows = 16;  // sums and decoded weights fill the registers; totals wait in memory
   static constexpr int64_t kLineK = 32 / kBits;
@@ -150,7 +186,7 @@ struct Bf16Body {
   static int64_t parts(Dtype dtype) { return dtype == Dtype::fp16 ? 2 : 1; }
 
   // A prepared panel of R rows: [groups][R] sums of x times -1 (times -136 or 0 without zero points: where a sum then
-  // begins; 0 with a code book), then [pairs of k][R] pairs.
+  // begins; 0 for others than integers), then [pairs of k][R] pairs.
   static int64_t row_bytes(const PackedShape& shape) { return shape.padded_k() * 2 + shape.groups() * 4; }
 
   template <int R>
@@ -162,8 +198,7 @@ struct Bf16Body {
     const float* const sums = reinterpret_cast<const float*>(args.panel);
     const uint32_t* const pairs = reinterpret_cast<const uint32_t*>(args.panel + groups * R * 4);
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
-    [[maybe_unused]] __m512i book;
-    if constexpr (kBook) book = load_book(weight);
+    const PairsOf<kBits, kValues> pairs_of(weight);
     for (int64_t block = args.begin; block < args.end; ++block) {
       __m512 total[R];
       for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
@@ -181,11 +216,7 @@ struct Bf16Body {
         }
         for (int64_t l = 0; l < group_lines; ++l, line += kLineBytes, x += kLinePairs * R) {
           fetch_ahead<R <= (kBits == 4 ? 5 : 8) ? Fetch::twice : Fetch::once>(line);
-          Decoded<kBits> w;
-          if constexpr (kBook)
-            w = look_up(line, book);
-          else
-            w = decode(line, static_cast<Decoded<kBits>*>(nullptr));
+          const Decoded<kBits> w = pairs_of(line);
           for (int p = 0; p < kLinePairs; ++p)
             for (int r = 0; r < R; ++r)
               sum[r][p % kChains] = _mm512_dpbf16_ps(sum[r][p % kChains], w.pairs[p], pair_of(x + p * R + r));
@@ -237,7 +268,8 @@ struct Bf16Body {
             for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
           }
         }
-        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = kBook ? 0.0f : worth * _mm512_reduce_add_ps(sum[part]);
+        for (int64_t part = 0; part < split; ++part)
+          sums[g * rows + row * split + part] = kValues == Values::integers ? worth * _mm512_reduce_add_ps(sum[part]) : 0.0f;
       }
     }
   }

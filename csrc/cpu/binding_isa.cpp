@@ -36,6 +36,7 @@ std::string native_cpu_features() {
   add(here.avx512, "avx512");
   add(here.avx512_vnni, "avx512_vnni");
   add(here.avx512_bf16, "avx512_bf16");
+  add(here.avx512_vbmi, "avx512_vbmi");
   return names;
 }
 

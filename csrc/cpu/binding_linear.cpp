@@ -41,17 +41,36 @@ struct Call {
 // The family that reads the same packed weight without rounding x.
 Family unrounded(Family family) { return family == Family::int4_a8 ? Family::int4 : family == Family::int8 ? Family::int8_a16 : family; }
 
+// What a family reads.
+struct Stored {
+  const char* packer;
+  int bits;
+  Values values;
+};
+
+Stored stored_as(Family family) {
+  switch (family) {
+    case Family::int8_a16:
+    case Family::int8: return {"native_int8_pack", 8, Values::integers};
+    case Family::book4: return {"native_book4_pack", 4, Values::book};
+    case Family::e4m3: return {"native_fp8_pack", 8, Values::e4m3};
+    case Family::e5m2: return {"native_fp8_pack", 8, Values::e5m2};
+    case Family::int4:
+    case Family::int4_a8: break;
+  }
+  return {"native_int4_pack", 4, Values::integers};
+}
+
 PackedWeight checked_weight(const Call& call) {
   check_cpu(call.op, "packed", call.packed);
   check_dtype(call.op, "packed", call.packed, {ScalarType::Byte});
-  const bool book = call.family == Family::book4;
-  const int bits = call.family == Family::int8 || call.family == Family::int8_a16 ? 8 : 4;
-  const char* const packer = book ? "native_book4_pack" : bits == 4 ? "native_int4_pack" : "native_int8_pack";
+  const Stored stored = stored_as(call.family);
+  const char* const packer = stored.packer;
   if (call.packed.dim() != 1)
     fail(call.op, "packed", "expected the 1-D tensor of ", packer, ", got shape ", shape_text(call.packed));
   check_contiguous(call.op, "packed", call.packed);
   PackedWeight weight;
-  const char* const problem = open_packed(static_cast<const uint8_t*>(call.packed.const_data_ptr()), call.packed.numel(), bits, book, &weight);
+  const char* const problem = open_packed(static_cast<const uint8_t*>(call.packed.const_data_ptr()), call.packed.numel(), stored.bits, stored.values, &weight);
   if (problem != nullptr) fail(call.op, "packed", "expected a tensor of ", packer, ", but ", problem);
   const PackedShape& shape = weight.shape;
   if (shape.n != call.n || shape.k != call.k || shape.group != std::min(call.group, call.k))
@@ -143,6 +162,11 @@ Tensor native_book4_linear(const Tensor x, const Tensor packed, const MaybeTenso
   return linear({"native_book4_linear", Family::book4, x, packed, perm, bias, n, k, group, level, {}});
 }
 
+Tensor native_fp8_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias, int64_t n, int64_t k,
+                         int64_t group, bool e5m2, int64_t level) {
+  return linear({"native_fp8_linear", e5m2 ? Family::e5m2 : Family::e4m3, x, packed, perm, bias, n, k, group, level, {}});
+}
+
 Tensor native_int8_a16_linear(const Tensor x, const Tensor packed, const MaybeTensor perm, const MaybeTensor bias, int64_t n,
                               int64_t k, int64_t group, int64_t level) {
   return linear({"native_int8_a16_linear", Family::int8_a16, x, packed, perm, bias, n, k, group, level, {}});
@@ -217,6 +241,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
       "native_book4_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, *, int level=-1) "
       "-> Tensor");
   m.def(
+      "native_fp8_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, bool e5m2=False, *, "
+      "int level=-1) -> Tensor");
+  m.def(
       "native_int8_a16_linear(Tensor x, Tensor packed, Tensor? perm, Tensor? bias, int n, int k, int group, *, "
       "int level=-1) -> Tensor");
   m.def(
@@ -230,6 +257,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CPU, m) {
   m.impl("native_int4_linear", TORCH_BOX(&qcompile::native_int4_linear));
   m.impl("native_book4_linear", TORCH_BOX(&qcompile::native_book4_linear));
+  m.impl("native_fp8_linear", TORCH_BOX(&qcompile::native_fp8_linear));
   m.impl("native_int8_a16_linear", TORCH_BOX(&qcompile::native_int8_a16_linear));
   m.impl("native_int8_linear", TORCH_BOX(&qcompile::native_int8_linear));
   m.impl("native_int4_a8_linear", TORCH_BOX(&qcompile::native_int4_a8_linear));

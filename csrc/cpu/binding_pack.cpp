@@ -30,6 +30,12 @@ ScaleKind scale_kind_of(ScalarType type) {
   }
 }
 
+Values values_of(ScalarType codes, bool book) {
+  if (codes == ScalarType::Float8_e4m3fn) return Values::e4m3;
+  if (codes == ScalarType::Float8_e5m2) return Values::e5m2;
+  return book ? Values::book : Values::integers;
+}
+
 // What is packed, as the operators are given it.
 struct Given {
   const char* op;
@@ -40,6 +46,7 @@ struct Given {
   const std::optional<Tensor>& outer;
   const std::optional<Tensor>& book;
   int64_t group;
+  bool float8 = false;  // codes are numbers
 };
 
 PackedShape checked_shape(const Given& given) {
@@ -47,7 +54,10 @@ PackedShape checked_shape(const Given& given) {
   const Tensor &codes = given.codes, &scales = given.scales;
   const int64_t group = given.group;
   check_cpu(op, "codes", codes);
-  check_dtype(op, "codes", codes, {ScalarType::Char});
+  if (given.float8)
+    check_dtype(op, "codes", codes, {ScalarType::Float8_e4m3fn, ScalarType::Float8_e5m2});
+  else
+    check_dtype(op, "codes", codes, {ScalarType::Char});
   if (codes.dim() != 2 || codes.size(0) < 1 || codes.size(1) < 1)
     fail(op, "codes", "expected shape [N, K] with N and K of at least 1, got ", shape_text(codes));
   if (group < 1) fail(op, "group", "expected at least 1 (K for one group per output), got ", group);
@@ -57,16 +67,17 @@ PackedShape checked_shape(const Given& given) {
   shape.group = std::min(group, shape.k);
   shape.bits = given.bits;
   shape.has_zeros = given.zeros.has_value();
-  shape.has_book = given.book.has_value();
+  shape.values = values_of(codes.scalar_type(), given.book.has_value());
   shape.has_outer = given.outer.has_value();
-  if (given.bits == 8 && shape.group > 65536) fail(op, "group", "expected at most 65536 (sums are 32-bit integers), got ", shape.group);
+  if (shape.has_sums() && shape.group > 65536) fail(op, "group", "expected at most 65536 (sums are 32-bit integers), got ", shape.group);
   check_cpu(op, "scales", scales);
-  if (shape.has_book)
+  if (shape.values != Values::integers)
     check_dtype(op, "scales", scales,
                 {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Float8_e4m3fn, ScalarType::Float8_e8m0fnu});
   else
     check_dtype(op, "scales", scales, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  check_shape(op, "scales", scales, {shape.n, shape.groups()});
+  shape.shared_scales = given.float8 && scales.dim() == 2 && scales.size(0) == shape.blocks() && scales.size(0) != shape.n;
+  check_shape(op, "scales", scales, {shape.shared_scales ? shape.blocks() : shape.n, shape.groups()});
   shape.scale_kind = scale_kind_of(scales.scalar_type());
   return shape;
 }
@@ -94,12 +105,20 @@ const float* checked_floats(const char* op, const char* name, const std::optiona
   return kept->const_data_ptr<float>();
 }
 
+// The flat index of the first number that is NaN or infinite, or -1.
+int64_t first_special(const uint8_t* codes, int64_t count, Values values) {
+  const uint8_t least = values == Values::e4m3 ? 0x7f : 0x7c;
+  for (int64_t i = 0; i < count; ++i)
+    if ((codes[i] & 0x7f) >= least) return i;
+  return -1;
+}
+
 Tensor pack(const Given& given) {
   const char* const op = given.op;
   PackedShape shape = checked_shape(given);
   const Tensor codes_in = torch::stable::contiguous(given.codes), scales_in = torch::stable::contiguous(given.scales);
   Tensor zeros_in = codes_in, outer_in = codes_in, book_in = codes_in;
-  PackSource source = {codes_in.const_data_ptr<int8_t>(), scales_in.const_data_ptr(), shape.scale_kind, nullptr};
+  PackSource source = {static_cast<const int8_t*>(codes_in.const_data_ptr()), scales_in.const_data_ptr(), shape.scale_kind, nullptr};
   if (given.zeros.has_value()) {
     check_zeros(op, shape, *given.zeros);
     zeros_in = torch::stable::contiguous(*given.zeros);
@@ -108,6 +127,10 @@ Tensor pack(const Given& given) {
   }
   source.outer = checked_floats(op, "outer", given.outer, {shape.n, 1}, &outer_in);
   source.book = checked_floats(op, "book", given.book, {kBookEntries}, &book_in);
+  if (given.float8) {
+    const int64_t at = first_special(reinterpret_cast<const uint8_t*>(source.codes), shape.n * shape.k, shape.values);
+    if (at >= 0) fail(op, "codes", "expected finite numbers, got NaN or infinity at [", at / shape.k, ", ", at % shape.k, "]");
+  }
   if (shape.scale_kind == ScaleKind::f32) {
     const int64_t wide = shape.total_bytes();
     shape.scale_kind = narrowest_kind(static_cast<const float*>(source.scales), scales_in.numel());
@@ -126,7 +149,7 @@ Tensor pack(const Given& given) {
   });
   if (wrong >= 0)
     fail(op, "codes",
-         shape.has_book ? "expected 0 to 15 (of a code book), got "
+         shape.has_book() ? "expected 0 to 15 (of a code book), got "
                         : shape.has_zeros ? "expected 0 to 15 (with zeros), got " : "expected -8 to 7 (without zeros), got ",
          static_cast<int>(source.codes[wrong]), " at [", wrong / shape.k, ", ", wrong % shape.k, "]");
   return packed;
@@ -144,6 +167,10 @@ Tensor native_book4_pack(const Tensor codes, const Tensor scales, const std::opt
   return pack({"native_book4_pack", 4, codes, scales, {}, outer, book, group});
 }
 
+Tensor native_fp8_pack(const Tensor codes, const Tensor scales, const std::optional<Tensor> outer, int64_t group) {
+  return pack({"native_fp8_pack", 8, codes, scales, {}, outer, {}, group, true});
+}
+
 }  // namespace
 }  // namespace qcompile
 
@@ -151,10 +178,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(qcompile, m) {
   m.def("native_int4_pack(Tensor codes, Tensor scales, Tensor? zeros, int group) -> Tensor");
   m.def("native_int8_pack(Tensor codes, Tensor scales, Tensor? zeros, int group) -> Tensor");
   m.def("native_book4_pack(Tensor codes, Tensor scales, Tensor? outer, Tensor book, int group) -> Tensor");
+  // scales [N, G], or [ceil(N / 16), G] where 16 outputs share them.
+  m.def("native_fp8_pack(Tensor codes, Tensor scales, Tensor? outer, int group) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qcompile, CPU, m) {
   m.impl("native_int4_pack", TORCH_BOX(&qcompile::native_int4_pack));
   m.impl("native_book4_pack", TORCH_BOX(&qcompile::native_book4_pack));
+  m.impl("native_fp8_pack", TORCH_BOX(&qcompile::native_fp8_pack));
   m.impl("native_int8_pack", TORCH_BOX(&qcompile::native_int8_pack));
 }

@@ -1,24 +1,22 @@
-// 4-bit and 8-bit weights, and 4-bit codes of a code book, times float32 numbers: one body for every ISA.
+// Weights of 4 and 8 bits (integers, codes of a code book, numbers in 8 bits) times float32 numbers: one body for every ISA. How a line
+// of codes is read, and with what x is multiplied beforehand, is in codes.h.
 //
-// The integer (word & mask of a code) is u * 2^place, so the x of that k is multiplied by 2^-place beforehand (exact) and
-// no shift is needed; only the code that reaches the sign bit is shifted down. 8-bit codes are made unsigned by flipping
-// their sign bits.
-// With kBook, the code is looked up instead, and x stays as it is.
 // With kRounded, x is rounded to 8 bit first and multiplied as the float32 numbers that the codes stand for.
 // Sums are kept for at most 128 values of k before they are scaled and added to the total, which bounds the rounding error.
 #pragma once
 
-#include "cpu/lookup.h"
+#include "cpu/codes.h"
 #include "cpu/quantize.h"
 
 namespace qcompile {
 namespace {
 
-template <int kBits, int64_t kRows, bool kRounded = false, bool kBook = false>
+template <int kBits, int64_t kRows, bool kRounded = false, Values kValues = Values::integers>
 struct FloatBody {
-  using Table = std::conditional_t<kBook, Book, NoBook>;
+  using Codes = Decoder<kBits, kValues>;
+  using Line = Words[kParts][Codes::kWords];
   static constexpr int64_t kMostRows = kRows;
-  static constexpr int kLineK = 32 / kBits;
+  static constexpr int kLineK = Codes::kLineK;
   static constexpr int64_t kRunLines = 128 / kLineK;  // lines summed before scaling
 
   static int64_t parts(Dtype) { return 1; }
@@ -29,27 +27,10 @@ struct FloatBody {
   // A prepared panel of R rows: [groups][runs][R] sums of x, then [padded k][R] scaled x.
   static int64_t row_bytes(const PackedShape& shape) { return (shape.padded_k() + shape.groups() * group_runs(shape)) * 4; }
 
-  // Bit at which the code of a line's k begins.
-  static constexpr int place(int k) { return kBits == 8 ? 8 * k : 4 * (k / 2 + k % 2 * 4); }
-  static constexpr bool reaches_sign(int k) { return place(k) + kBits == 32; }
-
-  template <int K>
-  static inline Floats decode(const Words& word, [[maybe_unused]] const Table& table) {
-    if constexpr (kBook) return table(word >> place(K));
-    constexpr uint32_t kCode = (1u << kBits) - 1;
-    if constexpr (reaches_sign(K)) {
-      if constexpr (kBits == 8) return to_floats(same_bits<Ints>(word) >> 24);
-      return to_floats(same_bits<Ints>(word >> (32 - kBits)));
-    }
-    const Floats code = to_floats(same_bits<Ints>(word & (kCode << (place(K) & 31))));
-    // The sign bit of an 8-bit code was flipped: codes + 128. It leaves at once, since small codes would drown in it.
-    return kBits == 8 ? code - static_cast<float>(uint64_t{128} << place(K)) : code;
-  }
-
   template <int R, int K>
-  static inline void add_products(const Words (&words)[kParts], const Table& table, const float* x, Floats (&sum)[R][kParts]) {
+  static inline void add_products(const Line& line, const Codes& codes, const float* x, Floats (&sum)[R][kParts]) {
     Floats w[kParts];
-    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) w[part] = decode<K>(words[part], table);
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) w[part] = codes.template value<K>(line[part]);
     QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
       const Floats value = all(x[K * R + r]);
       QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[r][part] += w[part] * value;
@@ -61,14 +42,11 @@ struct FloatBody {
   static constexpr int chains() { return R * kParts <= 2 ? 4 : R * kParts < 8 ? 2 : 1; }
 
   template <int R, int... K>
-  static inline void add_line(const uint8_t* line, const Table& table, const float* x, Floats (&sum)[chains<R>()][R][kParts],
+  static inline void add_line(const uint8_t* from, const Codes& codes, const float* x, Floats (&sum)[chains<R>()][R][kParts],
                               std::integer_sequence<int, K...>) {
-    Words words[kParts];
-    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
-      words[part] = load<Words>(line + part * kWidth * 4);
-      if constexpr (kBits == 8) words[part] ^= 0x00808080u;
-    }
-    (add_products<R, K>(words, table, x, sum[K % chains<R>()]), ...);
+    Line line;
+    codes.line(from, line);
+    (add_products<R, K>(line, codes, x, sum[K % chains<R>()]), ...);
   }
 
   template <int R>
@@ -77,7 +55,7 @@ struct FloatBody {
     const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines(), runs = group_runs(weight.shape);
     const float* const sums = reinterpret_cast<const float*>(args.panel);
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
-    const Table table(weight.book);
+    const Codes codes(weight);
     for (int64_t block = args.begin; block < args.end; ++block) {
       Floats total[R][kParts] = {};
       const float* x = sums + groups * runs * R;
@@ -96,14 +74,14 @@ struct FloatBody {
           const int64_t count = smaller(kRunLines, group_lines - run * kRunLines);
           for (int64_t l = 0; l < count; ++l, line += kLineBytes, x += kLineK * R) {
             fetch_ahead<Fetch::once>(line);
-            add_line<R>(line, table, x, sum, std::make_integer_sequence<int, kLineK>());
+            add_line<R>(line, codes, x, sum, std::make_integer_sequence<int, kLineK>());
           }
           QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
             [[maybe_unused]] const Floats sum_x = all(sums[(g * runs + run) * R + r]);
             QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
               Floats all_chains = sum[0][r][part];
               for (int c = 1; c < chains<R>(); ++c) all_chains += sum[c][r][part];
-              if constexpr (!kBook) all_chains -= zero[part] * sum_x;
+              if constexpr (kValues == Values::integers) all_chains -= zero[part] * sum_x;
               total[r][part] += scale[part] * all_chains;
             }
           }
@@ -129,7 +107,7 @@ struct FloatBody {
     float* const sums = reinterpret_cast<float*>(out);
     float* const scaled = sums + groups * runs * count;
     float places[kLineK];
-    for (int i = 0; i < kLineK; ++i) places[i] = kBook || reaches_sign(i) ? 1.0f : 1.0f / static_cast<float>(1u << place(i));
+    for (int i = 0; i < kLineK; ++i) places[i] = Codes::factor(i);
     RowScale scale = {1.0f, 0.0f};
     for (int64_t row = 0; row < count; ++row) {
       for (int64_t g = 0; g < groups; ++g) {

@@ -13,10 +13,13 @@ constexpr LinearKernel kInt4 = Panels<FloatBody<4, kRows>>::kernel("int4_avx512"
 constexpr LinearKernel kInt8A16 = Panels<FloatBody<8, kRows>>::kernel("int8_a16_avx512");
 constexpr LinearKernel kInt8 = Panels<Int8Body<WordDot, kRows>>::kernel("int8_avx512");
 constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleMaddDot, kRows>>::kernel("int4_a8_avx512");
-constexpr LinearKernel kBook4 = Panels<FloatBody<4, kRows, false, true>>::kernel("book4_avx512");
+constexpr LinearKernel kBook4 = Panels<FloatBody<4, kRows, false, Values::book>>::kernel("book4_avx512");
+constexpr LinearKernel kE4m3 = Panels<FloatBody<8, kRows, false, Values::e4m3>>::kernel("e4m3_avx512");
+constexpr LinearKernel kE5m2 = Panels<FloatBody<8, kRows, false, Values::e5m2>>::kernel("e5m2_avx512");
 
 }  // namespace
 
-const LevelKernels kAvx512Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, &kBook4, probe_floats, probe_words, probe_read};
+const LevelKernels kAvx512Kernels = {&kInt4, &kInt8A16, &kInt8, &kInt4A8, &kBook4, &kE4m3, &kE5m2,
+                                     probe_floats, probe_words, probe_read};
 
 }  // namespace qcompile

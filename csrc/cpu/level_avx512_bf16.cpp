@@ -8,7 +8,7 @@ namespace {
 
 constexpr LinearKernel kInt4 = Panels<Bf16Body<4>>::kernel("int4_avx512_bf16");
 constexpr LinearKernel kInt8A16 = Panels<Bf16Body<8>>::kernel("int8_a16_avx512_bf16");
-constexpr LinearKernel kBook4 = Panels<Bf16Body<4, true>>::kernel("book4_avx512_bf16");
+constexpr LinearKernel kBook4 = Panels<Bf16Body<4, Values::book>>::kernel("book4_avx512_bf16");
 
 double probe_pairs(int64_t rounds) {
   return probe_multiply<Floats>(rounds, 4.0 * kWidth, [](const Floats& sum, const Floats& a, const Floats& b) __attribute__((always_inline)) {
@@ -18,6 +18,6 @@ double probe_pairs(int64_t rounds) {
 
 }  // namespace
 
-const LevelKernels kAvx512Bf16Kernels = {&kInt4, &kInt8A16, nullptr, nullptr, &kBook4, probe_pairs, nullptr, nullptr};
+const LevelKernels kAvx512Bf16Kernels = {&kInt4, &kInt8A16, nullptr, nullptr, &kBook4, nullptr, nullptr, probe_pairs, nullptr, nullptr};
 
 }  // namespace qcompile

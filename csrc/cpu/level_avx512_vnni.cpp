@@ -14,6 +14,6 @@ constexpr LinearKernel kInt4A8 = Panels<Int4A8Body<NibbleDot, kRows>>::kernel("i
 
 }  // namespace
 
-const LevelKernels kAvx512VnniKernels = {nullptr, nullptr, &kInt8, &kInt4A8, nullptr, nullptr, probe_bytes, nullptr};
+const LevelKernels kAvx512VnniKernels = {nullptr, nullptr, &kInt8, &kInt4A8, nullptr, nullptr, nullptr, nullptr, probe_bytes, nullptr};
 
 }  // namespace qcompile

@@ -7,7 +7,9 @@ namespace {
 constexpr Choice<LevelKernels> kLevels[] = {
 #if defined(__x86_64__)
     {&CpuFeatures::avx512_bf16, &kAvx512Bf16Kernels, true},
+    {&CpuFeatures::avx512_bf16_vbmi, &kAvx512Bf16VbmiKernels, true},
     {&CpuFeatures::avx512_vnni, &kAvx512VnniKernels},
+    {&CpuFeatures::avx512_vbmi, &kAvx512VbmiKernels},
     {&CpuFeatures::avx512, &kAvx512Kernels},
     {&CpuFeatures::avx_vnni, &kAvx2VnniKernels},
     {&CpuFeatures::vnni_256, &kAvx2VnniEvexKernels},
@@ -22,6 +24,8 @@ const LinearKernel* of(const LevelKernels& level, Family family) {
     case Family::int8_a16: return level.int8_a16;
     case Family::int8: return level.int8;
     case Family::book4: return level.book4;
+    case Family::e4m3: return level.e4m3;
+    case Family::e5m2: return level.e5m2;
     case Family::int4_a8: break;
   }
   return level.int4_a8;

@@ -17,6 +17,8 @@ enum class Family : int {
   int8 = 2,      // 8-bit weights, x rounded to 8 bit
   int4_a8 = 3,   // 4-bit weights, x rounded to 8 bit
   book4 = 4,     // 4-bit codes of a code book, x as it is
+  e4m3 = 5,      // 8-bit numbers, x as it is
+  e5m2 = 6,
 };
 
 // How x is rounded (the formulas are those of ActivationQuant in qcompile/meaning.py).
@@ -77,13 +79,15 @@ struct LevelKernels {
   const LinearKernel* int8;
   const LinearKernel* int4_a8;
   const LinearKernel* book4;
+  const LinearKernel* e4m3;
+  const LinearKernel* e5m2;
   // The best that can be: operations (a product and a sum count two) done in `rounds` rounds, by one thread.
   double (*most_wide)(int64_t rounds);
   double (*most_bytes)(int64_t rounds);
   uint32_t (*read)(const uint8_t* from, int64_t bytes);
 };
 extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx2VnniKernels, kAvx2VnniEvexKernels, kAvx512Kernels, kAvx512VnniKernels,
-    kAvx512Bf16Kernels;
+    kAvx512VbmiKernels, kAvx512Bf16Kernels, kAvx512Bf16VbmiKernels;
 
 // The implementation that a level uses for a family and a dtype of x. narrow: bfloat16 holds what the weight is decoded to.
 const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype, bool narrow = true);

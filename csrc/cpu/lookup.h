@@ -53,10 +53,5 @@ struct Book {
 
 #endif
 
-// For weights of integers.
-struct NoBook {
-  explicit NoBook(const uint8_t*) {}
-};
-
 }  // namespace
 }  // namespace qcompile

@@ -39,7 +39,7 @@ Word load_codes(const int8_t* codes, int64_t count) {
 
 // The flat index of the first 4-bit code in k..k+7 (below `to`) that is out of range, or -1.
 int64_t first_outside(const PackedShape& shape, const int8_t* codes, int64_t row, int64_t k, int64_t to) {
-  const int least = shape.has_zeros || shape.has_book ? 0 : -8;
+  const int least = shape.has_zeros || shape.has_book() ? 0 : -8;
   for (int64_t at = row * shape.k + k; k < to; ++k, ++at)
     if (codes[at] < least || codes[at] > least + 15) return at;
   return -1;
@@ -53,6 +53,28 @@ uint32_t header_check(const PackedHeader& header) {
   return hash;
 }
 
+constexpr uint8_t kPartValues = kPartBook | kPartE4m3 | kPartE5m2;
+
+uint8_t part_of(Values values) {
+  switch (values) {
+    case Values::book: return kPartBook;
+    case Values::e4m3: return kPartE4m3;
+    case Values::e5m2: return kPartE5m2;
+    case Values::integers: break;
+  }
+  return 0;
+}
+
+const char* what_it_holds(uint8_t parts) {
+  switch (parts & kPartValues) {
+    case 0: return "it holds integer codes";
+    case kPartBook: return "it holds codes of a code book";
+    case kPartE4m3: return "it holds numbers in E4M3";
+    case kPartE5m2: return "it holds numbers in E5M2";
+  }
+  return "its header is damaged";
+}
+
 struct GroupPlace {
   int64_t row, from, to;  // of the codes
   uint8_t* out;           // this output's word in the group's first line
@@ -60,7 +82,7 @@ struct GroupPlace {
 
 int64_t pack_nibbles(const PackedShape& shape, const PackSource& source, const GroupPlace& place) {
   // Signed codes + 8 are 0..15 exactly when they were -8..7.
-  const uint64_t offset = shape.has_zeros || shape.has_book ? 0 : kEights;
+  const uint64_t offset = shape.has_zeros || shape.has_book() ? 0 : kEights;
   const int8_t* const codes = source.codes + place.row * shape.k;
   uint8_t* out = place.out;
   int64_t wrong = -1;
@@ -97,10 +119,10 @@ void store_scale(const PackedShape& shape, const PackSource& source, int64_t fro
 }
 
 // Whether every weight of the group is zero. Sums of x times stored codes and what is taken off again cancel only up to rounding, so
-// such a group gets the scale 0: then its part of the result is exactly zero, as it is in the dense product. Of a code book nothing is
-// taken off.
+// such a group gets the scale 0: then its part of the result is exactly zero, as it is in the dense product. Of others than integers
+// nothing is taken off.
 bool is_zero(const PackedShape& shape, const PackSource& source, const GroupPlace& place, int64_t meta) {
-  if (shape.has_book) return false;
+  if (shape.values != Values::integers) return false;
   const int8_t zero = shape.has_zeros ? source.zeros[meta] : 0;
   const int8_t* const codes = source.codes + place.row * shape.k;
   for (int64_t k = place.from; k < place.to; ++k)
@@ -110,7 +132,7 @@ bool is_zero(const PackedShape& shape, const PackSource& source, const GroupPlac
 
 float scale_at(const PackedWeight& weight, int64_t meta) {
   const ScaleKind kind = weight.shape.scale_kind;
-  const uint8_t* const at = weight.scales + meta * weight.shape.scale_bytes();
+  const uint8_t* const at = weight.scales + (weight.shape.shared_scales ? meta / kBlock : meta) * weight.shape.scale_bytes();
   float wide;
   uint16_t half;
   switch (kind) {
@@ -141,14 +163,15 @@ void write_header(const PackedShape& shape, const PackSource& source, uint8_t* p
   header.layout = kPackedLayout;
   header.bits = static_cast<uint16_t>(shape.bits);
   header.scale_kind = static_cast<uint8_t>(shape.scale_kind);
-  header.parts = static_cast<uint8_t>((shape.has_zeros ? kPartZeros : 0) | (shape.has_book ? kPartBook : 0) | (shape.has_outer ? kPartOuter : 0));
+  header.parts = static_cast<uint8_t>((shape.has_zeros ? kPartZeros : 0) | part_of(shape.values) | (shape.has_outer ? kPartOuter : 0) |
+                                      (shape.shared_scales ? kPartShared : 0));
   header.n = shape.n;
   header.k = shape.k;
   header.group = shape.group;
   header.total_bytes = shape.total_bytes();
   header.check = header_check(header);
   std::memcpy(packed, &header, sizeof header);
-  if (shape.has_book) std::memcpy(packed + sizeof header, source.book, kBookEntries * sizeof(float));
+  if (shape.has_book()) std::memcpy(packed + sizeof header, source.book, kBookEntries * sizeof(float));
 }
 
 int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t* packed, int64_t begin, int64_t end) {
@@ -183,20 +206,24 @@ int64_t pack_blocks(const PackedShape& shape, const PackSource& source, uint8_t*
         } else if (inside) {
           sum = pack_bytes(shape, source, place);
         }
+        if (shape.shared_scales) {
+          if (lane == 0) store_scale(shape, source, block * groups + g, scales + (block * groups + g) * shape.scale_bytes());
+          continue;
+        }
         uint8_t* const scale = scales + (meta + lane) * shape.scale_bytes();
         if (inside && !is_zero(shape, source, place, place.row * groups + g))
           store_scale(shape, source, place.row * groups + g, scale);
         else
           std::memset(scale, 0, static_cast<size_t>(shape.scale_bytes()));
         if (shape.has_zeros) zeros[meta + lane] = inside ? static_cast<uint8_t>(source.zeros[place.row * groups + g]) : 0;
-        if (shape.bits == 8) std::memcpy(sums + (meta + lane) * 4, &sum, 4);
+        if (shape.has_sums()) std::memcpy(sums + (meta + lane) * 4, &sum, 4);
       }
     }
   }
   return wrong;
 }
 
-const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, bool book, PackedWeight* weight) {
+const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, Values values, PackedWeight* weight) {
   if (bytes < static_cast<int64_t>(sizeof(PackedHeader))) return "it is shorter than the 64-byte header";
   PackedHeader header;
   std::memcpy(&header, packed, sizeof header);
@@ -207,9 +234,9 @@ const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, bool boo
   if (header.check != header_check(header)) return damaged;
   if (header.bits != bits) return header.bits == 4 ? "it holds 4-bit weights" : "it holds 8-bit weights";
   if (header.n < 1 || header.k < 1 || header.group < 1 || header.n > kMost || header.group > header.k || header.scale_kind >= kScaleKinds ||
-      header.parts > (kPartZeros | kPartBook | kPartOuter) || header.k > kMost / header.n)
+      header.parts > kPartsAll || header.k > kMost / header.n)
     return damaged;
-  if (((header.parts & kPartBook) != 0) != book) return book ? "it holds integer codes" : "it holds codes of a code book";
+  if ((header.parts & kPartValues) != part_of(values)) return what_it_holds(header.parts);
   PackedShape shape;
   shape.n = header.n;
   shape.k = header.k;
@@ -217,19 +244,20 @@ const char* open_packed(const uint8_t* packed, int64_t bytes, int bits, bool boo
   shape.bits = bits;
   shape.scale_kind = static_cast<ScaleKind>(header.scale_kind);
   shape.has_zeros = (header.parts & kPartZeros) != 0;
-  shape.has_book = book;
+  shape.values = values;
   shape.has_outer = (header.parts & kPartOuter) != 0;
+  shape.shared_scales = (header.parts & kPartShared) != 0;
   shape.unused_bytes = header.total_bytes - shape.used_bytes();
   if (shape.unused_bytes < 0) return damaged;
   if (bytes != shape.total_bytes()) return "its size is not the one its header says: it was cut or extended";
   weight->shape = shape;
-  weight->book = book ? packed + sizeof(PackedHeader) : nullptr;
+  weight->book = shape.has_book() ? packed + sizeof(PackedHeader) : nullptr;
   weight->codes = packed + shape.codes_at();
   weight->scales = weight->codes + shape.codes_bytes();
   const uint8_t* const zeros = weight->scales + shape.scales_bytes();
   weight->zeros = shape.has_zeros ? zeros : nullptr;
   const uint8_t* const sums = zeros + shape.zeros_bytes();
-  weight->sums = shape.bits == 8 ? sums : nullptr;
+  weight->sums = shape.has_sums() ? sums : nullptr;
   weight->outer = shape.has_outer ? sums + shape.sums_bytes() : nullptr;
   return nullptr;
 }
@@ -265,7 +293,7 @@ void unpack_row(const PackedWeight& weight, int64_t row, int32_t* codes, float* 
     if (shape.has_zeros)
       zeros[g] = shape.bits == 4 ? weight.zeros[meta] : static_cast<int8_t>(weight.zeros[meta]);
     else
-      zeros[g] = shape.bits == 4 && !shape.has_book ? 8 : 0;
+      zeros[g] = shape.bits == 4 && !shape.has_book() ? 8 : 0;
   }
 }
 

@@ -39,14 +39,34 @@ inline Floats from_e4m3(const Words& bytes) {
   return same_bits<Floats>(same_bits<Words>(size) | (bytes & 0x80u) << 24);
 }
 
+// As e5m2_to_float, for finite numbers: the same with 2^-15 (1 + m / 4) and 2^-14 m / 4.
+inline Floats from_e5m2(const Words& bytes) {
+  const Floats moved = same_bits<Floats>(((bytes & 0x7fu) << 21) + (112u << 23));
+  const Floats twice = moved + moved - 0x1p-14f;
+  const Floats size = twice < moved ? twice : moved;
+  return same_bits<Floats>(same_bits<Words>(size) | (bytes & 0x80u) << 24);
+}
+
 // As e8m0_to_float: 2^-127, of byte 0, has no exponent of its own.
 inline Floats from_e8m0(const Words& bytes) {
   const Words least = (bytes - 1u) >> 31;
   return same_bits<Floats>(bytes << 23 | least << 22);
 }
 
+// Of all outputs of a block, `at` of [blocks][groups].
+[[maybe_unused]] inline float shared_scale(const PackedWeight& weight, int64_t at) {
+  const ScaleKind kind = weight.shape.scale_kind;
+  const uint8_t* const from = weight.scales + at * weight.shape.scale_bytes();
+  if (kind == ScaleKind::f32) return load<float>(from);
+  if (kind == ScaleKind::e4m3) return e4m3_to_float(*from);
+  if (kind == ScaleKind::e8m0) return e8m0_to_float(*from);
+  const uint16_t half = load<uint16_t>(from);
+  return kind == ScaleKind::bf16 ? bf16_to_float(half) : fp16_to_float(half);
+}
+
 // `at`: index of the first of kWidth entries of [blocks][groups][16].
 inline Floats load_scales(const PackedWeight& weight, int64_t at) {
+  if (weight.shape.shared_scales) return all(shared_scale(weight, at / kBlock));
   if (weight.shape.scale_kind == ScaleKind::f32) return load<Floats>(weight.scales + at * 4);
   if (weight.shape.scale_bytes() == 1) {
     const Words bytes = load_bytes(weight.scales + at);

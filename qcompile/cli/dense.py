@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear
-from qcompile.operators import dequantize_packed
+from qcompile.frontends.linear import FRONT_DOOR_CLASSES
+from qcompile.operators import dense_weight
 
 
 def make_dense(model: Any, dtype: torch.dtype) -> int:
@@ -22,14 +22,10 @@ def make_dense(model: Any, dtype: torch.dtype) -> int:
 
 
 def _dense(module: Any, dtype: torch.dtype) -> nn.Linear:
-    layout, bits, group, n, k, _ = module.structure
-    if isinstance(module, ByteLinear):
-        tensors = (module.weight, module.weight_scale, module.weight_zero_point, module.weight_g_idx)
-    else:
-        tensors = module.stored()
+    packed, scales, zeros, g_idx = module.stored()
     with torch.no_grad():
-        weight = dequantize_packed(*tensors, layout, bits, group, n, k, dtype)
-    linear = nn.Linear(k, n, bias=module.bias is not None, device="meta")
+        weight = dense_weight(module.structure, packed, scales, zeros, g_idx, dtype)
+    linear = nn.Linear(module.structure.k, module.structure.n, bias=module.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from qcompile.formats.layouts import MXFP4_BLOCK, NVFP4_BLOCK, Packing
+from qcompile.formats.layouts import MX_BLOCK, NVFP4_BLOCK, Packing
 from qcompile.formats.leaves import FLOATS, combinations, group_indices, indices
 from qcompile.formats.packed import proposal
 from qcompile.formats.proposal import Cone, Leaf, Proposal
@@ -72,8 +72,8 @@ def _nvfp4(cone: Cone) -> Iterator[Proposal]:
 
 def _mxfp4(cone: Cone) -> Iterator[Proposal]:
     n, k = cone.n, cone.k
-    if k % MXFP4_BLOCK:
+    if k % MX_BLOCK:
         return
     for packed in indices(cone, lambda leaf: leaf.dtype == torch.uint8 and leaf.shape == (n, k // 2)):
-        for scales in indices(cone, lambda leaf: leaf.dtype == torch.uint8 and leaf.shape == (n, k // MXFP4_BLOCK)):
-            yield proposal("mxfp4", Packing(4, MXFP4_BLOCK, n, k), packed, scales)
+        for scales in indices(cone, lambda leaf: leaf.dtype == torch.uint8 and leaf.shape == (n, k // MX_BLOCK)):
+            yield proposal("mxfp4", Packing(4, MX_BLOCK, n, k), packed, scales)

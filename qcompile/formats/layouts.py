@@ -13,23 +13,24 @@ import torch
 from torch import Tensor
 
 from qcompile.formats.words import unpack
-from qcompile.meaning import Operands
+from qcompile.meaning import Operands, group_count
 
-NVFP4_BLOCK, MXFP4_BLOCK = 16, 32
+NVFP4_BLOCK, MX_BLOCK = 16, 32
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Static facts of one packed weight [n, k]: codes of `bits` bits, one scale for each `group` values along K."""
+    """Static facts of one packed weight [n, k]: codes of `bits` bits, a scale for each `group` values of K and `rows` of N."""
 
     bits: int
     group: int
     n: int
     k: int
+    rows: int = 1
 
     @property
     def groups(self) -> int:
-        return self.k // self.group
+        return group_count(self.k, self.group)
 
 
 class Stored(NamedTuple):
@@ -61,8 +62,11 @@ def base_of(bits: int, zeros: object) -> int:
 
 
 def channel_scales(scales: Tensor, packing: Packing) -> Tensor:
-    """Scales of one per group, one per channel or a single one -> [N, G]."""
-    return scales.reshape(-1, packing.groups).expand(packing.n, packing.groups)
+    """Scales of one per group, one per channel, a single one, or one for each block of `rows` x `group` -> [N, G]."""
+    grid = scales.reshape(-1, packing.groups)
+    if 1 < packing.rows < packing.n:
+        grid = grid.repeat_interleave(packing.rows, 0)[: packing.n]
+    return grid.expand(packing.n, packing.groups)
 
 
 def order_of(g_idx: Tensor | None) -> Tensor | None:
@@ -98,6 +102,12 @@ def compressed_tensors_int8(stored: Stored, packing: Packing) -> Operands:
     if stored.zeros is not None and packing.bits < 8:
         codes = unsigned(codes, packing.bits)
     return Operands(codes, channel_scales(stored.scales, packing), _plain_zeros(stored.zeros, packing), perm)
+
+
+def float8(stored: Stored, packing: Packing) -> Operands:
+    """weight float8_e4m3fn or float8_e5m2 [N, K], scales [N, G], [N, 1], [1], or [ceil(N / rows), G] of blocks."""
+    perm = order_of(stored.g_idx)
+    return Operands(arranged(stored.packed.view(torch.int8), perm), channel_scales(stored.scales, packing), None, perm)
 
 
 def _plain_zeros(zeros: Tensor | None, packing: Packing) -> Tensor | None:
@@ -172,8 +182,13 @@ def mxfp4(stored: Stored, packing: Packing) -> Operands:
     return Operands(codes, stored.scales.view(torch.float8_e8m0fnu))
 
 
-def mxfp4_scales(stored: Stored) -> Tensor:
-    """The scales of `mxfp4` as float32 [N, K / 32]."""
+def mxfp8(stored: Stored, packing: Packing) -> Operands:
+    """weight float8_e4m3fn [N, K], scales uint8 [N, K / 32] that are the bits of E8M0 numbers."""
+    return Operands(stored.packed.view(torch.int8), stored.scales.view(torch.float8_e8m0fnu))
+
+
+def mx_scales(stored: Stored) -> Tensor:
+    """The scales of `mxfp4` and `mxfp8` as float32 [N, K / 32]."""
     return stored.scales.view(torch.float8_e8m0fnu).to(torch.float32)
 
 
@@ -199,5 +214,7 @@ LAYOUTS: dict[str, Layout] = {
     "gptq_wrapped": Layout("gptq, wrapped zero points", gptq_wrapped),
     "awq": Layout("awq", awq),
     "nvfp4": Layout("compressed-tensors nvfp4-pack-quantized", nvfp4, "e2m1", nvfp4_scales),
-    "mxfp4": Layout("compressed-tensors mxfp4-pack-quantized", mxfp4, "e2m1", mxfp4_scales),
+    "ct_e4m3": Layout("compressed-tensors float-quantized", float8, "e4m3"),
+    "mxfp4": Layout("compressed-tensors mxfp4-pack-quantized", mxfp4, "e2m1", mx_scales),
+    "mxfp8": Layout("compressed-tensors mxfp8-quantized", mxfp8, "e4m3", mx_scales),
 }

@@ -27,4 +27,5 @@ def proposal(
         symmetric=zeros is None or bool(row.codebook),
         act_order=g_idx is not None,
         codebook=row.codebook,
+        rows=packing.rows,
     )

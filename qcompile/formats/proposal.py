@@ -62,3 +62,4 @@ class Proposal:
     symmetric: bool = True
     act_order: bool = False
     codebook: str = ""
+    rows: int = 1  # outputs that share their scales, in blocks from the first on

@@ -60,6 +60,10 @@ ARGUMENTS: dict[str, Kind] = {
         lambda value: isinstance(value, str) and value.lower() in STRATEGIES,
     ),
     "group_size": SIZE,
+    "block_structure": (
+        "two positive integers",
+        lambda value: isinstance(value, list) and len(value) == 2 and all(_integer(item) and item > 0 for item in value),
+    ),
     "symmetric": FLAG,
     "dynamic": ("true, false or a text", lambda value: isinstance(value, bool | str)),
 }

@@ -105,6 +105,7 @@ def _arguments(given: Mapping[str, Any] | None) -> Any:
         type=str(given.get("type", "int")).lower(),
         strategy=str(strategy).lower(),
         group_size=size,
+        block_structure=given.get("block_structure"),
         symmetric=bool(given.get("symmetric", True)),
         dynamic=given.get("dynamic", False),
     )

@@ -91,7 +91,12 @@ def _stems(headers: Headers) -> dict[str, Stored]:
         stem, _, part = key.rpartition(".")
         if part in {*PARTS, "weight", "bias"}:
             found.setdefault(stem, {})[part] = tensor
-    return {stem: parts for stem, parts in found.items() if is_quantized(parts)}
+    return {stem: parts for stem, parts in found.items() if is_quantized(parts) or _is_narrow(parts.get("weight"))}
+
+
+def _is_narrow(weight: StoredTensor | None) -> bool:
+    """Whether its values take one byte each, as those of no dense weight do."""
+    return weight is not None and weight.dtype.itemsize == 1 and weight.dtype is not torch.bool
 
 
 def _layers(

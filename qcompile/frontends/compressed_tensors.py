@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeightError, UnsupportedSchemeError, WeightError
-from qcompile.formats.layouts import MXFP4_BLOCK, NVFP4_BLOCK
-from qcompile.frontends import notes
+from qcompile.formats.layouts import MX_BLOCK, NVFP4_BLOCK
+from qcompile.frontends import float8_scheme, notes
+from qcompile.frontends.float8_scheme import is_float8
+from qcompile.frontends.float8_scheme import structure_of as float8_structure
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
 from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
@@ -26,6 +28,7 @@ KNOWN_SCHEMES = (
     "pack-quantized integers of 2 to 8 bits (group, channel or tensor)",
     "int-quantized integers (group, channel or tensor)",
     "nvfp4-pack-quantized and mxfp4-pack-quantized weights without activation quantization",
+    float8_scheme.KNOWN,
     "int8 activations, dynamic per token or static per tensor",
 )
 WAY_OUT = (
@@ -179,12 +182,16 @@ def plan(path: str, module: Any, model: nn.Module) -> Plan:
         checks.finite("weight_scale")
         checks.finite("weight_global_scale", positive=True)
         return Plan(path, module, PackedLinear, Structure("nvfp4", 4, NVFP4_BLOCK, n, k))
-    if form == "mxfp4-pack-quantized" and activation == "none" and weights.group_size == MXFP4_BLOCK:
-        checks.divides(MXFP4_BLOCK)
+    if form == "mxfp4-pack-quantized" and activation == "none" and weights.group_size == MX_BLOCK:
+        checks.divides(MX_BLOCK)
         checks.tensor("weight_packed", torch.uint8, (n, k // 2))
-        checks.tensor("weight_scale", torch.uint8, (n, k // MXFP4_BLOCK))
+        checks.tensor("weight_scale", torch.uint8, (n, k // MX_BLOCK))
         checks.exponents("weight_scale")
-        return Plan(path, module, PackedLinear, Structure("mxfp4", 4, MXFP4_BLOCK, n, k))
+        return Plan(path, module, PackedLinear, Structure("mxfp4", 4, MX_BLOCK, n, k))
+    if is_float8(form, weights):
+        structure = float8_structure(checks, form, weights, activation)
+        if structure is not None:
+            return Plan(path, module, ByteLinear, structure)
     strategy = _text(weights.strategy)
     integer = _text(weights.type) == "int" and 2 <= weights.num_bits <= 8 and strategy in {"group", "channel", "tensor"}
     if not integer or form not in {"pack-quantized", "int-quantized", "naive-quantized"}:
@@ -219,6 +226,8 @@ def parts_of(scheme: Any) -> tuple[set[str], set[str]]:
         return {"weight_packed", "weight_scale", "weight_global_scale"}, {"input_global_scale"}
     if form == "mxfp4-pack-quantized":
         return {"weight_packed", "weight_scale"}, set()
+    if is_float8(form, weights):
+        return {"weight", "weight_scale"}, {"input_scale"} if inputs is not None and inputs.dynamic is False else set()
     must = {"weight_packed", "weight_scale", "weight_shape"} if form == "pack-quantized" else {"weight", "weight_scale"}
     may = {"weight_g_idx", "weight_zero_point"}
     if not weights.symmetric:

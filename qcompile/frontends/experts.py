@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
-from qcompile.formats.layouts import LAYOUTS, MXFP4_BLOCK, NVFP4_BLOCK
+from qcompile.formats.layouts import LAYOUTS, MX_BLOCK, NVFP4_BLOCK
 from qcompile.formats.words import unpack_words
 from qcompile.frontends.checkpoint_schemes import scheme_of
 from qcompile.frontends.notes import Declined
@@ -20,7 +20,7 @@ from qcompile.frontends.session import Session, current
 from qcompile.frontends.stored_checks import Checks, need_finite, need_groups
 from qcompile.frontends.transformers_internals import ConversionOps
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
-from qcompile.operators import Structure, dequantize_packed
+from qcompile.operators import Structure, dense_weight
 
 Parts = dict[str, Tensor]
 # Of how many layers the zero-point convention is asked.
@@ -148,8 +148,8 @@ def _compressed(parts: Parts, entry: Mapping[str, Any], path: str) -> Tensor:
         return _weight(packed, scale, parts["weight_global_scale"], None, structure)
     if scheme.format == "mxfp4-pack-quantized":
         checks = Checks(path, n, packed.shape[1] * 2, parts)
-        checks.tensor("weight_scale", torch.uint8, (n, checks.k // MXFP4_BLOCK))
-        return _weight(packed, scale, None, None, Structure("mxfp4", 4, MXFP4_BLOCK, n, checks.k))
+        checks.tensor("weight_scale", torch.uint8, (n, checks.k // MX_BLOCK))
+        return _weight(packed, scale, None, None, Structure("mxfp4", 4, MX_BLOCK, n, checks.k))
     k = int(parts["weight_shape"][1]) if "weight_shape" in parts else packed.shape[1] * 32 // weights.num_bits
     group = int(weights.group_size) if weights.strategy == "group" else k
     checks = Checks(path, n, k, parts)
@@ -175,7 +175,5 @@ def _bytes(path: str, stored: Tensor, scale: Tensor, zeros: Tensor | None, bits:
 
 
 def _weight(packed: Tensor, scales: Tensor, zeros: Tensor | None, g_idx: Tensor | None, structure: Structure) -> Tensor:
-    layout, bits, group, n, k, _ = structure
-    dtype = torch.float32 if LAYOUTS[layout].codebook else scales.dtype
-    found: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
-    return found
+    dtype = torch.float32 if LAYOUTS[structure.layout].codebook else scales.dtype
+    return dense_weight(structure, packed, scales, zeros, g_idx, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qcompile.errors import QCompileError, UnsupportedSchemeError
 from qcompile.frontends import notes
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, GroupedLinear, become
-from qcompile.operators import Structure, dequantize_packed
+from qcompile.operators import Structure, dense_weight
 
 # Torch implementations of the libraries, whose tensors are still in the checkpoint's order. Others (Marlin, ExLlama, fused ATen)
 # have transformed theirs and stay as they are.
@@ -89,9 +89,8 @@ def own_result(module: nn.Module, x: Tensor) -> Tensor | None:
 
 def agreement(module: Any, structure: Structure, used: tuple[bool, bool], x: Tensor, expected: Tensor) -> bool:
     """Whether reading the module's tensors in this way gives its own forward's result."""
-    layout, bits, group, n, k, _ = structure
     zeros, order = module.qzeros if used[0] else None, module.g_idx if used[1] else None
-    weight = dequantize_packed(module.qweight, module.scales, zeros, order, layout, bits, group, n, k, torch.float32)
+    weight = dense_weight(structure, module.qweight, module.scales, zeros, order, torch.float32)
     bias = None if getattr(module, "bias", None) is None else module.bias.float()
     result = nn.functional.linear(x.float(), weight, bias)
     error = (result - expected.float()).norm() / expected.float().norm().clamp(min=1e-30)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.layouts import LAYOUTS
 from qcompile.graph.nodes import is_released
-from qcompile.operators import NAME_ATTRIBUTE, Structure, dequantize_packed, fake_quantize, packed_linear
+from qcompile.operators import NAME_ATTRIBUTE, Structure, dense_weight, fake_quantize, packed_linear
 
 
 def _product(
@@ -51,7 +51,7 @@ class FrontDoorLinear(nn.Linear):
         return super().__reduce_ex__(protocol)
 
     def extra_repr(self) -> str:
-        layout, bits, group, n, k, activation = self.structure
+        layout, bits, group, n, k, activation, _ = self.structure
         bias = self._parameters.get("bias") is not None
         text = f"in_features={k}, out_features={n}, bias={bias}, layout={layout}, bits={bits}, group={group}"
         return text if activation == "none" else f"{text}, activation={activation}"
@@ -93,15 +93,12 @@ class PackedLinear(FrontDoorLinear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense weight, dequantized anew on every access: for model code that asks for its dtype or values."""
-        layout, bits, group, n, k, _ = self.structure
-        packed, scales, zeros, g_idx = self.stored()
-        dtype = torch.bfloat16 if LAYOUTS[layout].codebook else scales.dtype
-        dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, dtype)
-        return dense
+        dtype = torch.bfloat16 if LAYOUTS[self.structure.layout].codebook else self.weight_scale.dtype
+        return dense_weight(self.structure, *self.stored(), dtype)
 
 
 class ByteLinear(FrontDoorLinear):
-    """compressed-tensors' int-quantized layers: the parameter `weight` is int8 [N, K], with weight_scale and so on."""
+    """compressed-tensors' int- and float-quantized layers: `weight` is int8 or float8 [N, K], with weight_scale and so on."""
 
     weight_scale: Tensor
     weight_zero_point: Tensor | None
@@ -111,8 +108,10 @@ class ByteLinear(FrontDoorLinear):
     OPTIONAL = ("weight_zero_point", "weight_g_idx", "input_scale", "input_zero_point")
 
     def forward(self, input: Tensor) -> Tensor:
-        tensors = (self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx)
-        return _product(input, tensors, self.spec, self.bias, self.input_scale, self.input_zero_point)
+        return _product(input, self.stored(), self.spec, self.bias, self.input_scale, self.input_zero_point)
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.weight, self.weight_scale, self.weight_zero_point, self.weight_g_idx
 
 
 class GroupedLinear(FrontDoorLinear):
@@ -139,10 +138,7 @@ class GroupedLinear(FrontDoorLinear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense weight, dequantized anew on every access."""
-        layout, bits, group, n, k, _ = self.structure
-        packed, scales, zeros, g_idx = self.stored()
-        dense: Tensor = dequantize_packed(packed, scales, zeros, g_idx, layout, bits, group, n, k, scales.dtype)
-        return dense
+        return dense_weight(self.structure, *self.stored(), self.scales.dtype)
 
 
 FRONT_DOOR_CLASSES = (PackedLinear, ByteLinear, GroupedLinear)

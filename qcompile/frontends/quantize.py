@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from qcompile.errors import OptionError
 
 ACTIVATIONS = ("none", "dynamic", "static")
-FORMATS = ("pack-quantized", "int-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 # Formats of weights alone that have a preset of their own.
-PRESETS = {"nvfp4-pack-quantized": "NVFP4A16", "mxfp4-pack-quantized": "MXFP4A16"}
+PRESETS = {"nvfp4-pack-quantized": "NVFP4A16", "mxfp4-pack-quantized": "MXFP4A16", "mxfp8-quantized": "MXFP8A16"}
 
 
 def quantize(
@@ -26,6 +26,7 @@ def quantize(
     activations: str = "none",
     symmetric_activations: bool = True,
     format: str | None = None,
+    block: tuple[int, int] | None = None,
     ignore: Sequence[str] = ("lm_head",),
     samples: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
@@ -36,8 +37,9 @@ def quantize(
     bits, group, symmetric  of the weights; group None: one scale per output channel
     activations  "none", "dynamic" (int8 per token) or "static" (int8, one scale for the tensor, measured on `samples`)
     format   "pack-quantized" (the default without activations), "int-quantized" (the default with them; 8 bits), or
-             "nvfp4-pack-quantized" and "mxfp4-pack-quantized" (FP4 weights in blocks of 16 and 32; bits, group and symmetric do
-             not apply)
+             "nvfp4-pack-quantized" and "mxfp4-pack-quantized" (FP4 weights in blocks of 16 and 32), "mxfp8-quantized" (FP8 in
+             blocks of 32), "float-quantized" (FP8); bits, group and symmetric do not apply to these
+    block    outputs and values of K that share a scale in "float-quantized", as (128, 128); None: one scale per output channel
     ignore   names of modules to leave in floating point, "re:" begins a regular expression
     samples  keyword arguments of calls of the model; needed for static activations
 
@@ -54,7 +56,12 @@ def quantize(
         raise OptionError("bits", bits, "8, because int-quantized stores one byte per weight")
     if activations == "static" and not samples:
         raise OptionError("samples", samples, "at least one call's keyword arguments, to measure static activations")
-    scheme = _scheme(bits, group, symmetric, activations, symmetric_activations, format)
+    if block is not None and (format != "float-quantized" or min(block) < 1):
+        raise OptionError("block", block, 'two positive sizes, with format "float-quantized"')
+    if format == "float-quantized":
+        scheme = _float8_scheme(block)
+    else:
+        scheme = _scheme(bits, group, symmetric, activations, symmetric_activations, format)
     config = quantization.QuantizationConfig(config_groups={"group_0": scheme}, ignore=list(ignore))
     quantization.apply_quantization_config(model, config, show_progress=False)
     linears: dict[str, Any] = {
@@ -92,14 +99,31 @@ def _scheme(bits: int, group: int | None, symmetric: bool, activations: str, sym
     return library.QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs, format=form)
 
 
+def _float8_scheme(block: tuple[int, int] | None) -> Any:
+    library = _library("quantization")
+    shared = {"strategy": "channel"} if block is None else {"strategy": "block", "block_structure": list(block)}
+    weights = library.QuantizationArgs(num_bits=8, type="float", symmetric=True, **shared)
+    return library.QuantizationScheme(targets=["Linear"], weights=weights, format="float-quantized")
+
+
+def _ranges(weight: Tensor, args: Any) -> tuple[Tensor, Tensor]:
+    """Least and largest weight of everything that shares a scale, in the shape of the scales."""
+    n, k = weight.shape
+    if args.block_structure is not None:
+        rows, columns = args.block_structure
+        padded = nn.functional.pad(weight, (0, -k % columns, 0, -n % rows))
+        blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+        return blocks.amin((1, 3)), blocks.amax((1, 3))
+    size = k if args.group_size is None else args.group_size
+    grouped = weight.reshape(n, k // size, size)
+    return grouped.amin(-1), grouped.amax(-1)
+
+
 def _set_weight_parameters(module: Any) -> None:
     """weight_scale (and zero point, global scale) from the least and largest weight of each group."""
     utils = _library("quantization.utils")
     args = module.quantization_scheme.weights
-    weight: Tensor = module.weight.detach()
-    size = weight.shape[-1] if args.group_size is None else args.group_size
-    grouped = weight.reshape(weight.shape[0], weight.shape[-1] // size, size)
-    least, most = grouped.amin(-1), grouped.amax(-1)
+    least, most = _ranges(module.weight.detach(), args)
     overall = None
     if hasattr(module, "weight_global_scale"):
         overall = utils.generate_gparam(least.min(), most.max())

@@ -69,6 +69,15 @@ class Checks:
         if found is not None:
             need_finite(f"{self.path}.{name}", found, positive)
 
+    def numbers(self, name: str) -> None:
+        """Numbers in E4M3 that are none: NaN."""
+        found = self.tensors[name]
+        if found is None or found.is_meta:
+            return
+        wrong = sum(int(((part.view(torch.uint8) & 0x7F) == 0x7F).sum()) for part in found.detach().split(1024))
+        if wrong:
+            raise WeightError(f"{self.path}.{name}", "finite numbers", f"{wrong} of {found.numel()} that are NaN")
+
     def exponents(self, name: str) -> None:
         """The bytes of E8M0 numbers, of which 255 is NaN."""
         found = self.tensors[name]

@@ -99,6 +99,7 @@ def _compare(y: Tensor, want: Tensor, weight: Operands, site: Site) -> str:
 
 def _narrowed(kernel: Kernel, site: Site, weight: Operands) -> str:
     """The sentence for a kernel that does not keep a very small or very large scale of one output."""
+    site = replace(site, rows=1)  # a scale of one output alone
     float16 = torch.float16 in (site.dtype, site.scale_dtype)
     # float16 has no 2e-8, and outputs in it must stay below 65504.
     small, large = (2e-8 if site.scale_dtype is not torch.float16 else 2.0**-20, 2.0) if float16 else (1e-30, 1e30)

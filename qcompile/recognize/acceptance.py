@@ -35,7 +35,7 @@ from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS, evaluate, subgraph
-from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands, all_finite, scales_of
+from qcompile.meaning import BLOCK_SCALE_DTYPES, NUMBERS, Operands, all_finite, scales_of
 from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
@@ -138,6 +138,8 @@ def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[O
         wrong = _disagreement(part, proposal)
         if wrong is not None and _are_finite(operands):
             raise _Wrong(f"its weight is not what it was read as: {wrong}")
+        if proposal.codebook in NUMBERS and not all_finite(operands.codes.view(NUMBERS[proposal.codebook])):
+            raise _Wrong("its codes hold NaN or infinity")
         if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
             raise _Wrong(f"its codes need more than {proposal.bits} bits")
         yield operands

@@ -12,11 +12,12 @@ from itertools import pairwise, takewhile
 import torch
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS, all_finite, in_groups, row_pieces, ungrouped
+from qcompile.meaning import CODE_BOOKS, NUMBERS, all_finite, in_groups, row_pieces, ungrouped, values_of
 from qcompile.proofs.weight import rounded_to, tolerance
 from qcompile.recognize.scales import Grid, Scale, further, singles
 
 INTEGERS, HALVES = "integers", "halves"
+_BOOKS = (*CODE_BOOKS, *NUMBERS)
 _SAMPLED_ROWS = 8
 _SEVERAL_ROUNDINGS = 2.0**-20  # of float32
 
@@ -34,7 +35,8 @@ def one_thread() -> Generator[None, None, None]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the weight is on: `kind` is INTEGERS, HALVES (integers once doubled, so the scale counts half), or a code book's name.
+    """What the weight is on: `kind` is INTEGERS, HALVES (integers once doubled, so the scale counts half), or the name
+    of a code book or of numbers of 8 bits.
 
     index: number of the candidate that is the group index [K] (act-order)
     """
@@ -47,7 +49,7 @@ class Found:
 
     @property
     def codebook(self) -> str:
-        return self.kind if self.kind in CODE_BOOKS else ""
+        return self.kind if self.kind in _BOOKS else ""
 
     def scales(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device, rows: Tensor | None = None) -> Tensor:
         """[N, K / group] from the tensors of the scale's parts, for a dense weight [N, K]; or some rows of it."""
@@ -74,7 +76,9 @@ def _safe(scales: Tensor) -> Tensor:
 
 
 def _entries(steps: Tensor, codebook: str) -> Tensor:
-    """Index int8 of the nearest entry; of two zeros the one with the same sign. Element by element, without a table."""
+    """Code int8 of the nearest entry; of two zeros the one with the same sign. Element by element, without a table."""
+    if codebook in NUMBERS:
+        return steps.to(NUMBERS[codebook]).view(torch.int8)
     entries = CODE_BOOKS[codebook]
     places = {str(entry): index for index, entry in enumerate(entries)}
     ordered = sorted(places[str(entry)] for entry in set(entries))
@@ -158,7 +162,7 @@ class Weight:
                 return None
             part = rows if perm is None else rows.index_select(1, perm)
             steps = in_groups(part, group) / _safe(factors)[:, :, None]
-            if kind in CODE_BOOKS:
+            if kind in _BOOKS:
                 if not self._in_book(steps, kind):
                     return None
                 continue
@@ -173,12 +177,11 @@ class Weight:
             span = max(span, int((whole.amax(-1) - least).max()))
             if high - low > 510 or span > 255:
                 return None
-        return (4, True) if kind in CODE_BOOKS else _integer_width(low, high, span)
+        return (8 if kind in NUMBERS else 4, True) if kind in _BOOKS else _integer_width(low, high, span)
 
     def _in_book(self, steps: Tensor, codebook: str) -> bool:
         """Whether every value is an entry, up to its own rounding alone: between entries nothing was subtracted."""
-        table = torch.tensor(CODE_BOOKS[codebook], dtype=torch.float32, device="cpu")
-        entries = table[_entries(steps, codebook).long()]
+        entries = values_of(_entries(steps, codebook), codebook)
         return bool(((steps - entries).abs() <= self._own_rounding(entries)).all())
 
     def _own_rounding(self, values: Tensor) -> Tensor:
@@ -211,7 +214,8 @@ def findings(weight: Weight, sizes: Collection[int] = ()) -> Iterator[Found]:
     for kind in CODE_BOOKS:
         yield from weight.checked(weight.near((*alone, *others), kind))
     yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
-    yield from weight.checked(weight.near((*alone, *others), HALVES))
+    for kind in (HALVES, *NUMBERS):
+        yield from weight.checked(weight.near((*alone, *others), kind))
 
 
 def _names_groups(index: Tensor, k: int, groups: int) -> bool:

@@ -13,8 +13,8 @@ def propose(cone: Cone) -> Iterator[Proposal]:
     given = cone.arguments
     if cone.op is not dequantize_packed or given is None or given["layout"] not in LAYOUTS:
         return
-    packing = Packing(given["bits"], given["group"], given["n"], given["k"])
-    if packing.group <= 0 or packing.k % packing.group or (packing.n, packing.k) != (cone.n, cone.k):
+    packing = Packing(given["bits"], given["group"], given["n"], given["k"], given.get("rows", 1))
+    if packing.group <= 0 or (packing.n, packing.k) != (cone.n, cone.k):
         return
     packed, scales = _position(given["packed"]), _position(given["scales"])
     if packed is None or scales is None:

@@ -12,6 +12,7 @@ READERS = {
     "gptq": "qcompile.formats.gptq",
     "awq": "qcompile.formats.awq",
     "plain_int8": "qcompile.formats.plain_int8",
+    "float8": "qcompile.formats.float8",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import gcd
 
 import torch
 from torch import Tensor, fx
@@ -120,5 +121,6 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
         found.symmetric,
         found.index is not None,
         found.codebook,
+        gcd(*(part.rows for part in found.scale.parts)) or product.n,
     )
     return made, (product.weight, *picked)

@@ -19,10 +19,10 @@ _MOST_SEVERAL = 160
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor of a scale, seen as [N / rows, ceil(K / group)]: an entry for so many rows and values of K.
+    """One tensor of a scale, seen as [ceil(N / rows), ceil(K / group)]: an entry for so many rows and values of K.
 
-    candidate: its number; turned: it lies transposed; divides: the weight is divided by it. Where `group` does not divide K, the
-    last group is short.
+    candidate: its number; turned: it lies transposed; divides: the weight is divided by it. Where `group` does not divide K, or
+    `rows` not N, the last one is short.
     """
 
     candidate: int
@@ -67,7 +67,7 @@ class Scale:
 
 def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tensor | None) -> Tensor:
     """The part as [N, ceil(K / group)], or some rows, in its own dtype; group divides the part's group, if that is not K."""
-    high, wide, groups = n // part.rows, group_count(k, part.group), group_count(k, group)
+    high, wide, groups = group_count(n, part.rows), group_count(k, part.group), group_count(k, group)
     grid = tensor.reshape(wide, high).t() if part.turned else tensor.reshape(high, wide)
     if rows is not None:
         n = rows.numel()
@@ -77,7 +77,7 @@ def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tens
     if high == 1:
         grid = grid.expand(n, wide)
     elif part.rows > 1 and rows is None:
-        grid = grid.repeat_interleave(part.rows, 0)
+        grid = grid.repeat_interleave(part.rows, 0)[:n]
     if wide == 1:
         return grid.expand(n, groups)
     return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, :groups]
@@ -110,14 +110,14 @@ def ways(shape: Sequence[int], grid: Grid) -> list[tuple[bool, int, int]]:
     if not lengths:
         found = [(False, n, k)]
     elif len(lengths) == 1:
-        found += [(False, n // lengths[0], k)] if n % lengths[0] == 0 else []
+        found += [(False, rows, k) for rows in group_sizes(lengths[0], n, grid.sizes)]
         found += [(False, n, group) for group in group_sizes(lengths[0], k, grid.sizes)]
     elif len(lengths) == 2:
         for turned, (high, wide) in ((False, lengths), (True, lengths[::-1])):
-            if n % high == 0:
-                found += [(turned, n // high, group) for group in group_sizes(wide, k, grid.sizes)]
+            rows_of = group_sizes(high, n, grid.sizes)
+            found += [(turned, rows, group) for rows in rows_of for group in group_sizes(wide, k, grid.sizes)]
     usable = [way for way in found if grid.takes(common_group(k, way[2]))]
-    return sorted(usable, key=lambda way: (way[1] != 1, k % way[2] != 0))
+    return sorted(usable, key=lambda way: (way[1] != 1, k % way[2] != 0, n % way[1] != 0))
 
 
 def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:

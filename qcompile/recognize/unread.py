@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.graph.nodes import aten, is_call, value
-from qcompile.meaning import CODE_BOOKS, in_groups
+from qcompile.meaning import CODE_BOOKS, NUMBERS, in_groups
 from qcompile.proofs.weight import tolerance
 from qcompile.recognize.lattice import HALVES, INTEGERS, Weight
 from qcompile.recognize.scales import LEAST_GROUP, Grid, Scale, further, singles
@@ -46,6 +46,8 @@ def _stored(weight: Weight, nodes: Sequence[fx.Node]) -> str:
         packs = 2 if fake.dtype is getattr(torch, "float4_e2m1fn_x2", None) else 1
         if fake.numel() * packs == weight.n * weight.k:
             name = str(fake.dtype).removeprefix("torch.")
+            if fake.dtype in NUMBERS.values():
+                return f"its weight is stored as {name}, but it is not these numbers times scales"
             return f"its weight is stored as {name} (fp{8 // packs} values, not integers), which no kernel here reads"
     return ""
 

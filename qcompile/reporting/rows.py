@@ -10,6 +10,8 @@ from qcompile.kernel import OTHER_KERNELS
 
 # JSON has no infinity. 320 dB is where float64 stops telling two results apart, so it stands for "equal".
 EQUAL_DB = 320.0
+# What is no code book in the words of the report.
+FLOAT_KINDS = {"e4m3": "fp8", "e5m2": "fp8 e5m2"}
 # The kinds of meaning.ActivationQuant in the words of the report.
 ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"}
 
@@ -20,6 +22,7 @@ class SiteReport:
 
     module         path of the layer in the model ("model.layers.0.mlp.up_proj")
     format         the storage format's name; bits, group, symmetric, act_order, codebook: as in meaning.QuantizedWeight
+    rows           outputs that share their scales, n for a scale of the whole tensor
     activation     how the layer's input is rounded before the product, "" for not at all
     kernel         the kernel that runs it, None if it is unserved
     reasons        kernel name -> sentences, for every kernel that was not taken (also the ones that are only slower)
@@ -43,6 +46,7 @@ class SiteReport:
     symmetric: bool = True
     act_order: bool = False
     codebook: str = ""
+    rows: int = 1
     n: int = 0
     k: int = 0
     activation: str = ""
@@ -71,11 +75,13 @@ class SiteReport:
         """Bits, group and zero points in one short text: "int4 g128 asym"."""
         if not self.bits:
             return "?"
-        kind = "fp" if self.codebook else "int"
+        kind = f"int{self.bits}" if not self.codebook else FLOAT_KINDS.get(self.codebook) or f"book{self.bits} {self.codebook}"
         group = "channel" if self.group == self.k else f"g{self.group}"
+        if self.rows > 1:
+            group = "tensor" if group == "channel" and self.rows >= self.n else f"{self.rows}x{self.group}"
         extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
         rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
-        return f"{kind}{self.bits} {group}{extras}{', ' if rounded else ''}{rounded}"
+        return f"{kind} {group}{extras}{', ' if rounded else ''}{rounded}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; infinite SQNR becomes EQUAL_DB, NaN becomes None."""

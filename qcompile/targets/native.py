@@ -22,8 +22,8 @@ from qcompile.kernel import (
     unmet,
     weight_only,
 )
-from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, ActivationQuant, Operands, group_count
-from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
+from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, NUMBERS, ActivationQuant, Operands, group_count
+from qcompile.targets.native_ops import BLOCK, PACKED_LAYOUT, missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
@@ -78,8 +78,25 @@ def refuses_book4(site: Site) -> Reasons:
     known = (*WIDE_DTYPES, *BLOCK_SCALE_DTYPES)
     return unmet(
         on_cpu(site),
-        (bool(site.codebook), "takes codes of a code book, these are integers"),
+        (
+            site.codebook in CODE_BOOKS,
+            "takes codes of a code book, these are " + ("numbers of 8 bits" if site.codebook else "integers"),
+        ),
         most_bits(site, 4),
+        _float_activations(site),
+        (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
+        weight_only(site),
+    )
+
+
+def refuses_fp8(site: Site) -> Reasons:
+    known = (*WIDE_DTYPES, *BLOCK_SCALE_DTYPES)
+    return unmet(
+        on_cpu(site),
+        (
+            site.codebook in NUMBERS,
+            "takes numbers in E4M3 or E5M2, these are " + (f"codes of {site.codebook}" if site.codebook else "integers"),
+        ),
         _float_activations(site),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
         weight_only(site),
@@ -151,6 +168,19 @@ def pack_book4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     return (packed,)
 
 
+def _shared(site: Site) -> bool:
+    """Whether all outputs of each of the kernels' blocks have the same scales."""
+    return site.n > BLOCK and (site.rows % BLOCK == 0 or site.rows >= site.n)
+
+
+def pack_fp8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
+    """(packed bytes); 16 outputs that have the same scales share them."""
+    codes = weight.codes.view(NUMBERS[site.codebook])
+    scales = weight.scales[::BLOCK] if _shared(site) else weight.scales
+    packed = torch.ops.qcompile.native_fp8_pack.default(codes, scales, weight.outer, site.group)
+    return (packed,)
+
+
 def pack_int8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes)."""
     packed = torch.ops.qcompile.native_int8_pack.default(weight.codes, weight.scales, weight.zeros, site.group)
@@ -171,6 +201,13 @@ def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site)
 
 def call_book4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_book4_linear.default(x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group)
+    return y
+
+
+def call_fp8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
+    y: Tensor = torch.ops.qcompile.native_fp8_linear.default(
+        x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group, site.codebook == "e5m2"
+    )
     return y
 
 
@@ -224,6 +261,13 @@ def _seconds_book4(site: Site, m: int, where: Platform) -> float:
     return predicted(where, size, 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
 
 
+def _seconds_fp8(site: Site, m: int, where: Platform) -> float:
+    size = packed_bytes(
+        8, site.n, site.k, site.group, site.scale_dtype.itemsize, sums=False, outer=site.outer, shared=_shared(site)
+    )
+    return predicted(where, size, 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+
+
 def _wide(site: Site) -> tuple[tuple[int, float], ...]:
     return INT4_FACTORS if site.dtype == torch.bfloat16 else WIDE_FACTORS
 
@@ -249,6 +293,17 @@ KERNELS: tuple[Kernel, ...] = (
         extras=readable_extras,
         layout=layout,
         seconds=_seconds_book4,
+    ),
+    Kernel(
+        name="native.fp8",
+        missing=missing,
+        refuses=refuses_fp8,
+        stored_bits=8,
+        pack=pack_fp8,
+        call=call_fp8,
+        extras=readable_extras,
+        layout=layout,
+        seconds=_seconds_fp8,
     ),
     Kernel(
         name="native.int8",

@@ -9,21 +9,32 @@ from torch import Tensor
 from qcompile.hardware.native_library import missing, wrong_level
 
 _LINE = 64
-_BLOCK = 16
+BLOCK = 16  # outputs
 PACKED_LAYOUT = 1  # kPackedLayout of csrc/cpu/packed.h
 
 
 def packed_bytes(
-    bits: int, n: int, k: int, group: int, scale_bytes: int, *, zeros: bool = False, book: bool = False, outer: bool = False
+    bits: int,
+    n: int,
+    k: int,
+    group: int,
+    scale_bytes: int,
+    *,
+    zeros: bool = False,
+    book: bool = False,
+    outer: bool = False,
+    sums: bool | None = None,
+    shared: bool = False,
 ) -> int:
     """Bytes of a packed weight: header, book, codes, scales, zeros, sums and outer scales, as csrc/cpu/packed.h lays them out."""
     group = min(group, k)
     line_k = 32 // bits
-    blocks, groups, group_lines = -(-n // _BLOCK), -(-k // group), -(-group // line_k)
-    meta = blocks * groups * _BLOCK
-    per_group = scale_bytes + (1 if zeros else 0) + (4 if bits == 8 else 0)
-    rest = (_LINE if book else 0) + (blocks * _BLOCK * 4 if outer else 0)
-    return _LINE + blocks * groups * group_lines * _LINE + meta * per_group + rest
+    blocks, groups, group_lines = -(-n // BLOCK), -(-k // group), -(-group // line_k)
+    meta = blocks * groups * BLOCK
+    per_group = (1 if zeros else 0) + (4 if (bits == 8 if sums is None else sums) else 0)
+    scales = meta * scale_bytes // (BLOCK if shared else 1)
+    rest = (_LINE if book else 0) + (blocks * BLOCK * 4 if outer else 0)
+    return _LINE + blocks * groups * group_lines * _LINE + scales + meta * per_group + rest
 
 
 def _fake_int4_pack(codes: Tensor, scales: Tensor, zeros: Tensor | None, group: int) -> Tensor:
@@ -40,6 +51,28 @@ def _fake_book4_pack(codes: Tensor, scales: Tensor, outer: Tensor | None, book: 
     n, k = codes.shape
     size = packed_bytes(4, n, k, group, scales.element_size(), book=True, outer=outer is not None)
     return codes.new_empty((size,), dtype=torch.uint8)
+
+
+def _fake_fp8_pack(codes: Tensor, scales: Tensor, outer: Tensor | None, group: int) -> Tensor:
+    n, k = codes.shape
+    shared = scales.shape[0] != n
+    size = packed_bytes(8, n, k, group, scales.element_size(), outer=outer is not None, sums=False, shared=shared)
+    return codes.new_empty((size,), dtype=torch.uint8)
+
+
+def _fake_fp8_linear(
+    x: Tensor,
+    packed: Tensor,
+    perm: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    k: int,
+    group: int,
+    e5m2: bool = False,
+    *,
+    level: int = -1,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n))
 
 
 def _fake_linear(
@@ -79,6 +112,8 @@ def missing_ops() -> str | None:
     torch.library.register_fake("qcompile::native_int8_pack", _fake_int8_pack)
     torch.library.register_fake("qcompile::native_book4_pack", _fake_book4_pack)
     torch.library.register_fake("qcompile::native_book4_linear", _fake_linear)
+    torch.library.register_fake("qcompile::native_fp8_pack", _fake_fp8_pack)
+    torch.library.register_fake("qcompile::native_fp8_linear", _fake_fp8_linear)
     torch.library.register_fake("qcompile::native_int4_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_a16_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_linear", _fake_rounded_linear)

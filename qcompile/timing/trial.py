@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import Operands
+from qcompile.meaning import NUMBERS, Operands
 from qcompile.targets.native_ops import missing_ops
 from qcompile.weights.memory import retired
 
@@ -31,9 +31,16 @@ def operands(site: Site) -> Operands:
     low = -half if site.symmetric and not site.codebook else 0
     low = -half if site.bits == 8 else low
     codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8, device="cpu")
+    if site.codebook in NUMBERS:  # finite ones of usual sizes
+        codes = (
+            torch.randn(codes.shape, generator=generator, dtype=torch.float32, device="cpu")
+            .to(NUMBERS[site.codebook])
+            .view(torch.int8)
+        )
     outer = torch.full((site.n, 1), 2.0**-7, dtype=torch.float32, device="cpu") if site.outer else None
     steps = torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001
     scales = (steps if outer is None else steps / outer).to(site.scale_dtype)
+    scales = scales[:1].expand(scales.shape) if site.rows > 1 else scales
     zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8, device="cpu")
     perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
     bias = torch.zeros(site.n, dtype=site.dtype, device="cpu") if site.has_bias else None

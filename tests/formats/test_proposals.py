@@ -155,7 +155,7 @@ def test_the_front_door_says_everything_itself() -> None:
 
 def test_a_front_door_call_of_other_size_is_not_read() -> None:
     leaves = [torch.zeros(16, 4, dtype=torch.int32), torch.ones(16, 1)]
-    arguments = {"packed": LeafIndex(0), "scales": LeafIndex(1), "layout": "ct_pack", "bits": 4, "group": 24, "n": 16, "k": 32}
+    arguments = {"packed": LeafIndex(0), "scales": LeafIndex(1), "layout": "ct_pack", "bits": 4, "group": 32, "n": 16, "k": 64}
     where = cone(16, 32, leaves, op=dequantize_packed, arguments=arguments)
     assert "front_door" not in {name for name, _ in proposals(where)}
 

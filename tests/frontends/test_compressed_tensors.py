@@ -40,6 +40,10 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "W8A8 asymmetric weights": {"bits": 8, "group": None, "symmetric": False, "activations": "dynamic"},
     "NVFP4A16": {"format": "nvfp4-pack-quantized"},
     "MXFP4A16": {"format": "mxfp4-pack-quantized"},
+    "MXFP8A16": {"format": "mxfp8-quantized"},
+    "FP8 per channel": {"format": "float-quantized"},
+    "FP8 blocks": {"format": "float-quantized", "block": (128, 128)},
+    "FP8 blocks of 48 and 40": {"format": "float-quantized", "block": (48, 40)},
 }
 
 EVERYWHERE = ("W4A16 g32 asymmetric", "W8A8 dynamic")

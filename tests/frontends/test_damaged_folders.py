@@ -28,6 +28,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "int8": lambda folder: compressed_tensors_folder(folder, SMALL, bits=8, group=None, activations="static"),
     "nvfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="nvfp4-pack-quantized"),
     "mxfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="mxfp4-pack-quantized"),
+    "fp8": lambda folder: compressed_tensors_folder(folder, SMALL, format="float-quantized", block=(24, 40)),
     "dense": lambda folder: float_model(SMALL).save_pretrained(folder),
 }
 
@@ -87,6 +88,7 @@ EVERY_PART = [
     *(("int8", part) for part in ("weight", "weight_scale", "input_scale")),
     *(("nvfp4", part) for part in ("weight_packed", "weight_scale", "weight_global_scale")),
     *(("mxfp4", part) for part in ("weight_packed", "weight_scale")),
+    *(("fp8", part) for part in ("weight", "weight_scale")),
 ]
 
 
@@ -141,7 +143,7 @@ def test_the_same_layer_under_two_names(folder: Callable[[str], Path]) -> None:
     need_error(path, "a layer that is stored once")
 
 
-@pytest.mark.parametrize("kind", ["gptq", "awq", "pack", "int8", "nvfp4"])
+@pytest.mark.parametrize("kind", ["gptq", "awq", "pack", "int8", "nvfp4", "fp8"])
 def test_scales_that_are_no_numbers(kind: str, folder: Callable[[str], Path]) -> None:
     name = f"{LAYER}.{'scales' if kind in {'gptq', 'awq'} else 'weight_scale'}"
     path = folder(kind)
@@ -159,6 +161,16 @@ def test_an_exponent_that_is_no_number(folder: Callable[[str], Path]) -> None:
     path, name = folder("mxfp4"), f"{LAYER}.weight_scale"
     edit(path, lambda tensors: tensors[name][0].fill_(255))
     need_error(path, re.escape(name), "expected exponents of 0 to 254", "got 255, which is NaN")
+
+
+def test_a_weight_that_is_no_number(folder: Callable[[str], Path]) -> None:
+    path, name = folder("fp8"), f"{LAYER}.weight"
+
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors[name].view(torch.uint8)[3, 5] = 0xFF
+
+    edit(path, spoil)
+    need_error(path, re.escape(name), "expected finite numbers, got 1 of [0-9]+ that are NaN")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])

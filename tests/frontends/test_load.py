@@ -50,6 +50,9 @@ def packed_layers(model: Any) -> int:
         {"bits": 8, "group": None, "activations": "static", "symmetric_activations": False},
         {"format": "nvfp4-pack-quantized"},
         {"format": "mxfp4-pack-quantized"},
+        {"format": "mxfp8-quantized"},
+        {"format": "float-quantized"},
+        {"format": "float-quantized", "block": (48, 40)},
     ],
     ids=str,
 )

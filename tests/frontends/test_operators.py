@@ -22,6 +22,7 @@ def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, s
     words = one["qweight"].t().contiguous()
     signed = (codes - 8).to(torch.int8)
     byte = torch.randint(0, 256, (16, 32), generator=generator).to(torch.uint8)
+    numbers = torch.randn(16, 64, generator=generator).to(torch.float8_e4m3fn)
     blocks = torch.rand(16, 4, generator=generator).to(torch.float8_e4m3fn)
     return {
         "ct_pack": (words, scales, None, g_idx, "ct_pack"),
@@ -32,6 +33,8 @@ def layouts() -> dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor | None, s
         "gptq_wrapped": (one["qweight"], one["scales"], one["qzeros"], None, "gptq_wrapped"),
         "awq": (awq["qweight"], awq["scales"], awq["qzeros"], None, "awq"),
         "nvfp4": (byte, blocks, torch.tensor([2.5]), None, "nvfp4"),
+        "ct_e4m3": (numbers, scales, None, g_idx, "ct_e4m3"),
+        "mxfp8": (numbers, byte[:, :2] % 8 + 120, None, None, "mxfp8"),
         "mxfp4": (byte, byte[:, :2] % 8 + 124, None, None, "mxfp4"),
     }
 
@@ -43,7 +46,7 @@ def test_operator_rules(layout: str, dtype: torch.dtype) -> None:
     arguments = (*tensors, 4, 16 if layout == "nvfp4" else 32, 16, 64, dtype)
     assert dequantize_packed(*arguments).is_contiguous()
     # The schema check multiplies its arguments, which torch cannot do with float8.
-    checks = ["test_faketensor", "test_aot_dispatch_dynamic", *([] if layout == "nvfp4" else ["test_schema"])]
+    checks = ["test_faketensor", "test_aot_dispatch_dynamic", *([] if layout in {"nvfp4", "ct_e4m3", "mxfp8"} else ["test_schema"])]
     torch.library.opcheck(dequantize_packed, arguments, test_utils=checks)
 
 
@@ -82,7 +85,11 @@ def test_the_product_of_a_packed_weight(layout: str, bias: Tensor | None) -> Non
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         arguments = (x, *tensors[:4], bias, spec)
         assert torch.equal(packed_linear(*arguments), torch.nn.functional.linear(x, weight, None if bias is None else bias.float()))
-        checks = ["test_faketensor", "test_autograd_registration", *([] if layout == "nvfp4" else ["test_schema"])]
+        checks = [
+            "test_faketensor",
+            "test_autograd_registration",
+            *([] if layout in {"nvfp4", "ct_e4m3", "mxfp8"} else ["test_schema"]),
+        ]
         torch.library.opcheck(packed_linear, arguments, test_utils=checks)
 
 

@@ -51,7 +51,7 @@ def scales(rng: Random, shape: tuple[int, ...], dtype: torch.dtype, kind: str | 
     if kind == "powers of two":
         values = torch.exp2(torch.randint(-12, 0, shape, generator=draw).float())
     elif kind == "wide":
-        values = torch.exp(torch.randn(shape, generator=draw) * 4 - 5)
+        values = torch.exp(torch.randn(shape, generator=draw) * 4 - 5).clamp(max=float(info.max))
     elif kind == "some zero":
         values = values * (torch.rand(shape, generator=draw) > 0.2)
     elif kind == "all zero":
@@ -70,6 +70,13 @@ def block_scales(rng: Random, shape: tuple[int, ...]) -> Tensor:
         sign = torch.randint(0, 2, shape, generator=draw) * 128 if rng.random() < 0.2 else 0
         return (torch.randint(0, 127, shape, generator=draw) + sign).to(torch.uint8).view(torch.float8_e4m3fn)
     return torch.randint(97, 137, shape, generator=draw).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
+def numbers(rng: Random, shape: tuple[int, ...], kind: str) -> Tensor:
+    """Any finite E4M3, or E5M2 up to 112, as int8."""
+    found = torch.randint(0, 256, shape, generator=generator(rng)).to(torch.uint8)
+    found[found & 0x7F >= (0x7F if kind == "e4m3" else 0x58)] = 0x35
+    return found.view(torch.int8)
 
 
 def codes(rng: Random, shape: tuple[int, ...], low: int, high: int, dtype: torch.dtype) -> Tensor:

@@ -57,6 +57,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     ),
     "nvfp4": lambda folder: compressed_tensors_folder(folder, llama_config(**SMALL), format="nvfp4-pack-quantized"),
     "mxfp4": lambda folder: compressed_tensors_folder(folder, llama_config(**SMALL), format="mxfp4-pack-quantized"),
+    "fp8": lambda folder: compressed_tensors_folder(folder, llama_config(**SMALL), format="float-quantized", block=(32, 48)),
     "dense": _dense,
 }
 

@@ -31,12 +31,28 @@ from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
 from qcompile.hardware import platform
 from qcompile.kernel import Site, site_of
-from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight, group_count, in_groups
+from qcompile.meaning import (
+    CODE_BOOKS,
+    NO_ACTIVATION_QUANT,
+    NUMBERS,
+    ActivationQuant,
+    QuantizedWeight,
+    group_count,
+    in_groups,
+    values_of,
+)
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
 from qcompile.targets.registry import kernels
 
-OPERATORS = ("native_int4_linear", "native_book4_linear", "native_int8_a16_linear", "native_int8_linear", "native_int4_a8_linear")
+OPERATORS = (
+    "native_int4_linear",
+    "native_book4_linear",
+    "native_fp8_linear",
+    "native_int8_a16_linear",
+    "native_int8_linear",
+    "native_int4_a8_linear",
+)
 ROUNDINGS = (
     NO_ACTIVATION_QUANT,
     ActivationQuant(kind="token"),
@@ -114,11 +130,12 @@ def random_problem(rng: Random) -> Problem:
     group = k if rng.random() < 0.3 else group
     groups = group_count(k, group)
     codebook = "e2m1" if bits == 4 and rng.random() < 0.1 else ""
+    codebook = rng.choice(list(NUMBERS)) if bits == 8 and rng.random() < 0.3 else codebook
     zeros = None
     low, high = -(1 << (bits - 1)), 1 << (bits - 1)
-    if codebook:
+    if codebook in CODE_BOOKS:
         low, high = 0, 16
-    elif rng.random() < 0.4:
+    elif not codebook and rng.random() < 0.4:
         low, high = (low, high) if bits == 8 else (0, 1 << bits)
         zeros = contents.codes(rng, (n, groups), low, min(high + 1, 128), torch.int8)
     scale_dtype = rng.choice(contents.FLOATS)
@@ -129,7 +146,9 @@ def random_problem(rng: Random) -> Problem:
         scales = contents.block_scales(rng, (n, groups))
     perm = torch.randperm(k, generator=contents.generator(rng)) if rng.random() < 0.2 else None
     codes = contents.codes(rng, (n, k), low, high, torch.int8)
-    if rng.random() < 0.05:
+    if codebook in NUMBERS:
+        codes = contents.numbers(rng, (n, k), codebook)
+    elif rng.random() < 0.05:
         codes = codes * 0 if zeros is None else zeros.repeat_interleave(group, 1)[:, :k]
         codes = codes.clamp(max=high - 1)
     weight = QuantizedWeight(codes, scales, zeros, bits, group, perm, codebook, outer)
@@ -144,14 +163,15 @@ def random_problem(rng: Random) -> Problem:
 
 
 def _dense(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor]:
-    values = torch.tensor(CODE_BOOKS[weight.codebook])[weight.codes.long()] if weight.codebook else weight.codes
-    value = values.double()
+    value = values_of(weight.codes, weight.codebook).double()
     level = weight.scales.double() if weight.outer is None else weight.scales.double() * weight.outer.double()
     scale = level.repeat_interleave(weight.group, 1)[:, : weight.k]
     points = None if weight.zeros is None else weight.zeros.double().repeat_interleave(weight.group, 1)[:, : weight.k]
     zero = torch.zeros_like(scale) if points is None else points
     unscaled = value.abs() + zero.abs() + max(1 << weight.bits, 16)
-    parts = (value - zero) * scale, unscaled * scale.abs(), unscaled + 256
+    # With two levels, sums are multiplied with the first before the second makes them smaller again.
+    inner = 1.0 if weight.outer is None else (scale / weight.outer.double()).abs().nan_to_num(0.0).clamp(min=1.0)
+    parts = (value - zero) * scale, unscaled * scale.abs(), (unscaled + 256) * inner
     if weight.perm is None:
         return parts
     inverse = torch.argsort(weight.perm)
@@ -290,13 +310,16 @@ def compare(problem: Problem, name: str, rounding: ActivationQuant, x: Tensor, y
     if name.startswith("reference"):  # its dense weight is rounded to the dtype of x
         error = error + SPACING[x.dtype] * taken.sizes.sum(-1, keepdim=True)
         error = error + k * UNIT[torch.float32] * bias.abs()  # the sum may begin with it
+        if not rounding.is_none:  # and x as well, once more
+            error = error + SPACING[x.dtype] * problem.dense.abs().sum(-1)
     nothing = (problem.dense == 0).all(1) & name.startswith("native")
     error = torch.where(nothing, unit * bias.abs() * 2.01 + SPACING[x.dtype] * bias.abs().sign(), error)
     most = torch.maximum(size, taken.sizes @ problem.unscaled.t())
     if not rounding.is_none or name.startswith("native.int4_a8"):
         most = torch.maximum(most, 127 * problem.size.sum(-1))  # whole numbers times the scale, before the step
-    if name.startswith("reference"):  # its dense weight is in the dtype of x
-        most = torch.where(problem.dense.abs().amax(1) >= torch.finfo(x.dtype).max, float("inf"), most)
+    if not name.startswith("native"):  # a dense weight, of the reference in the dtype of x
+        kind = x.dtype if name.startswith("reference") else torch.float32
+        most = torch.where(problem.dense.abs().amax(1) >= torch.finfo(kind).max, float("inf"), most)
     return _outside(want, got, error, finite, most, torch.finfo(x.dtype))
 
 

@@ -14,7 +14,13 @@ namespace {
 std::vector<const LinearKernel*> kernels(const PackedWeight& weight, Dtype dtype, bool rounds) {
   const int bits = weight.shape.bits;
   const Family integers = bits == 4 ? (rounds ? Family::int4_a8 : Family::int4) : (rounds ? Family::int8 : Family::int8_a16);
-  const Family family = weight.book != nullptr ? Family::book4 : integers;
+  Family family = integers;
+  switch (weight.shape.values) {
+    case Values::book: family = Family::book4; break;
+    case Values::e4m3: family = Family::e4m3; break;
+    case Values::e5m2: family = Family::e5m2; break;
+    case Values::integers: break;
+  }
   std::vector<const LinearKernel*> all;
   for (const Isa isa : available_isas()) all.push_back(&linear_kernel(family, isa, dtype, has_bf16_book(weight)));
 #if defined(__x86_64__)
@@ -66,6 +72,13 @@ int main() {
     for (const auto& book : books)
       for (uint32_t kind = 0; kind < kScaleKinds; ++kind) {
         const Packed packed = make(of[0], of[1], of[2], 4, false, static_cast<ScaleKind>(kind), book);
+        for (const Dtype dtype : {Dtype::bf16, Dtype::fp16, Dtype::f32})
+          for (const int64_t m : kRows) products += check(packed, dtype, false, m, {});
+      }
+  for (const auto& of : kShapes)
+    for (const Values values : {Values::e4m3, Values::e5m2})
+      for (uint32_t kind = 0; kind < kScaleKinds; ++kind) {
+        const Packed packed = make(of[0], of[1], of[2], 8, false, static_cast<ScaleKind>(kind), nullptr, values);
         for (const Dtype dtype : {Dtype::bf16, Dtype::fp16, Dtype::f32})
           for (const int64_t m : kRows) products += check(packed, dtype, false, m, {});
       }

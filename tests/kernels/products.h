@@ -24,8 +24,9 @@ struct Packed {
   PackedWeight weight;
 };
 
-// book: codes of one, with scales of that kind and outer ones.
-[[maybe_unused]] Packed make(int64_t n, int64_t k, int64_t group, int bits, bool zeros, ScaleKind kind, const float* book = nullptr) {
+// book: codes of one, with scales of that kind and outer ones; values: numbers of 8 bits, with shared scales.
+[[maybe_unused]] Packed make(int64_t n, int64_t k, int64_t group, int bits, bool zeros, ScaleKind kind, const float* book = nullptr,
+                             Values values = Values::integers) {
   Packed made;
   PackedShape& shape = made.shape;
   shape.n = n;
@@ -34,15 +35,19 @@ struct Packed {
   shape.bits = bits;
   shape.has_zeros = zeros;
   shape.scale_kind = kind;
-  shape.has_book = shape.has_outer = book != nullptr;
+  shape.values = book != nullptr ? Values::book : values;
+  shape.has_outer = book != nullptr;
+  const bool numbers_8 = values != Values::integers;
+  shape.shared_scales = numbers_8 && n > kBlock && k % 2 == 0;
   const int64_t groups = shape.groups();
-  const auto code = [&] { return static_cast<int8_t>(bits == 8 ? numbers() % 256 : zeros || book ? numbers() % 16 : numbers() % 16 - 8); };
+  const auto code = [&] { return static_cast<int8_t>(numbers_8 ? numbers() % 64 + numbers() % 2 * 128 : bits == 8 ? numbers() % 256 : zeros || book ? numbers() % 16 : numbers() % 16 - 8); };
   const auto point = [&] { return static_cast<int8_t>(bits == 8 ? numbers() % 256 : numbers() % 17); };
   std::unique_ptr<int8_t[]> codes(new int8_t[n * k]), points(new int8_t[n * groups]);
   std::generate_n(codes.get(), n * k, code);
   std::generate_n(points.get(), n * groups, point);
-  const Bytes scales = exactly(n * groups * shape.scale_bytes());
-  for (int64_t i = 0; i < n * groups; ++i) {
+  const int64_t scale_count = (shape.shared_scales ? shape.blocks() : n) * groups;
+  const Bytes scales = exactly(scale_count * shape.scale_bytes());
+  for (int64_t i = 0; i < scale_count; ++i) {
     if (shape.scale_bytes() == 1)
       scales.get()[i] = static_cast<uint8_t>(kind == ScaleKind::e4m3 ? 0x38 + numbers() % 8 : 126 + numbers() % 3);
     else
@@ -54,7 +59,7 @@ struct Packed {
   write_header(shape, source, made.bytes.get());
   for (int64_t block = 0; block < shape.blocks(); ++block)
     require(pack_blocks(shape, source, made.bytes.get(), block, block + 1) == -1, "codes in range");
-  require(open_packed(made.bytes.get(), shape.total_bytes(), bits, book != nullptr, &made.weight) == nullptr, "open what was packed");
+  require(open_packed(made.bytes.get(), shape.total_bytes(), bits, shape.values, &made.weight) == nullptr, "open what was packed");
   // The round trip.
   std::unique_ptr<int32_t[]> row(new int32_t[k]), row_zeros(new int32_t[groups]);
   std::unique_ptr<float[]> row_scales(new float[groups]);
@@ -154,7 +159,10 @@ class Product {
 
  private:
   double value_of(int32_t code) const {
-    if (packed_.weight.book == nullptr) return code;
+    const Values values = packed_.shape.values;
+    if (values == Values::e4m3) return e4m3_to_float(static_cast<uint8_t>(code));
+    if (values == Values::e5m2) return e5m2_to_float(static_cast<uint8_t>(code));
+    if (values == Values::integers) return code;
     float entry;
     std::memcpy(&entry, packed_.weight.book + code * 4, 4);
     return entry;

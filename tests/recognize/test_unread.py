@@ -49,20 +49,20 @@ def least(m: Any, x: Tensor) -> Tensor:
 Case = tuple[Callable[..., Tensor], Callable[[], dict[str, Tensor]], str]
 
 CASES: dict[str, Case] = {
-    "float8 e4m3": (
+    "float8 with another bias": (
         lambda m, x: linear(x, (m.w.float() * m.s).to(x.dtype)),
-        lambda: {"w": torch.randn(N, K).to(torch.float8_e4m3fn), "s": scale(N, 1)},
-        "stored as float8_e4m3fn",
+        lambda: {"w": torch.randn(N, K).to(torch.float8_e4m3fnuz), "s": scale(N, 1)},
+        "stored as float8_e4m3fnuz",
     ),
-    "float8 e5m2, scale after": (
-        lambda m, x: linear(x, m.w.to(x.dtype)) * m.s,
-        lambda: {"w": torch.randn(N, K).to(torch.float8_e5m2), "s": scale(N)},
-        "stored as float8_e5m2",
+    "float8 and noise": (
+        lambda m, x: linear(x, (m.w.float() * m.s + m.noise).to(x.dtype)),
+        lambda: {"w": torch.randn(N, K).to(torch.float8_e4m3fn), "s": scale(N, 1), "noise": torch.randn(N, K)},
+        "not these numbers times scales",
     ),
-    "float8 seen in bytes": (
-        lambda m, x: linear(x, (m.w.view(torch.float8_e4m3fn).float() * m.s).to(x.dtype)),
+    "float8 squared": (
+        lambda m, x: linear(x, (m.w.view(torch.float8_e4m3fn).float().square() * m.s).to(x.dtype)),
         lambda: {"w": torch.randn(N, K).to(torch.float8_e4m3fn).view(torch.uint8), "s": scale(N, 1)},
-        "stored as float8_e4m3fn",
+        "not these numbers times scales",
     ),
     "a table of its own": (by_table, book(UNEVEN), "the 16 values of a table"),
     "an entry off": (by_table, book([2.3 if entry == 2.0 else entry for entry in E2M1]), "the 16 values of a table"),

@@ -156,7 +156,10 @@ def test_dense_fallback_is_named() -> None:
     [
         ({"symmetric": False, "group": 32}, "int4 g32 asym"),
         ({"bits": 8, "group": 256, "activation": "token/127.5/-128@input"}, "int8 channel, a8 token"),
-        ({"codebook": "e2m1", "group": 16}, "fp4 g16"),
+        ({"codebook": "e2m1", "group": 16}, "book4 e2m1 g16"),
+        ({"codebook": "e4m3", "bits": 8, "group": 128, "rows": 128}, "fp8 128x128"),
+        ({"codebook": "e4m3", "bits": 8, "group": 256, "rows": 64}, "fp8 tensor"),
+        ({"codebook": "e5m2", "bits": 8, "group": 256}, "fp8 e5m2 channel"),
         ({"act_order": True}, "int4 g128 act-order"),
         ({"bits": 0}, "?"),
     ],

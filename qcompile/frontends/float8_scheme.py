@@ -1,0 +1,61 @@
+"""compressed-tensors' layers of numbers of 8 bits: float-quantized (a scale for the tensor, channel, group or block) and MXFP8."""
+
+from typing import Any
+
+import torch
+
+from qcompile.formats.layouts import MX_BLOCK
+from qcompile.frontends.stored_checks import Checks
+from qcompile.meaning import group_count
+from qcompile.operators import Structure
+
+FORMATS = ("float-quantized", "naive-quantized", "mxfp8-quantized")
+KNOWN = "float-quantized and mxfp8-quantized weights in E4M3 (tensor, channel, group or block)"
+
+
+def is_float8(form: str, weights: Any) -> bool:
+    """Whether a layer's weights are such numbers, by its scheme."""
+    return form in FORMATS and _text(weights.type) == "float" and weights.num_bits == 8 and bool(weights.symmetric)
+
+
+def structure_of(checks: Checks, form: str, weights: Any, activation: str) -> Structure | None:
+    """The structure of a layer for which `is_float8` holds; None if its strategy is not known. Raises WeightError."""
+    n, k = checks.n, checks.k
+    rows, group = _block(weights, n, k)
+    if not rows:
+        return None
+    checks.tensor("weight", torch.float8_e4m3fn, (n, k))
+    checks.numbers("weight")
+    if form == "mxfp8-quantized":
+        if (rows, group) != (1, MX_BLOCK):
+            return None
+        checks.divides(group)
+        checks.tensor("weight_scale", torch.uint8, (n, k // group))
+        checks.exponents("weight_scale")
+        return Structure("mxfp8", 8, group, n, k, activation)
+    if rows == 1:
+        checks.divides(group)
+    grid = (
+        (1,) if rows >= n and group >= k and _text(weights.strategy) == "tensor" else (group_count(n, rows), group_count(k, group))
+    )
+    checks.tensor("weight_scale", None, grid)
+    checks.finite("weight_scale")
+    return Structure("ct_e4m3", 8, group, n, k, activation, rows)
+
+
+def _block(weights: Any, n: int, k: int) -> tuple[int, int]:
+    """(outputs, values along K) that share a scale; (0, 0) if that cannot be said."""
+    strategy, block = _text(weights.strategy), getattr(weights, "block_structure", None)
+    if strategy == "tensor":
+        return n, k
+    if strategy == "channel":
+        return 1, k
+    if strategy == "group":
+        return 1, int(weights.group_size)
+    if strategy == "block" and isinstance(block, list | tuple) and len(block) == 2 and all(int(size) > 0 for size in block):
+        return int(block[0]), min(int(block[1]), k)
+    return 0, 0
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
