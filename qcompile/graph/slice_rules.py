@@ -306,6 +306,7 @@ def _fake_quantize(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs
 # Along which dimension N lies in the packed codes, the scales and the zero points of a layout (formats.layouts).
 _ROWS = {
     "ct_pack": (0, 0, 0), "ct_pack_plain_zeros": (0, 0, 0), "ct_int8": (0, 0, 0), "nvfp4": (0, 0, None), "mxfp4": (0, 0, None),
+    "ct_e4m3": (0, 0, None), "mxfp8": (0, 0, None),
     "gptq": (1, 1, 1), "gptq_v2": (1, 1, 1), "gptq_wrapped": (1, 1, 1), "awq": (1, 1, 1),
 }  # fmt: skip
 

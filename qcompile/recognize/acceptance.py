@@ -220,7 +220,9 @@ def _computed(weight: fx.Node, feed: Mapping[fx.Node, Tensor]) -> tuple[frozense
         behind.add(node)
         wide.add(node)
         floats = [p for p in node.all_input_nodes if p in behind and isinstance(value(p), Tensor) and value(p).is_floating_point()]
-        if is_call(node, torch.ops.aten.view.dtype) and floats:
+        if (
+            is_call(node, torch.ops.aten.view.dtype, dequantize_packed) and floats
+        ):  # the front door's operator for numbers of 8 bits
             return None, True
         if is_call(node, *_ADDS) and floats:
             adds = True
