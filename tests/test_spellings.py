@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.float8_spellings import FLOAT8
 from support.scale_spellings import BY_VALUE
 from support.spellings import BF16, EIGHT, F16, F32, MORE, SPELLINGS, K, M, N, Spelling, Written, int4, int8, scale
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def recognized(row: SiteReport) -> tuple[int, int, bool, bool, int, int]:
     return row.bits, row.group, row.symmetric, row.act_order, row.n, row.k
 
 
-@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *BY_VALUE)))
+@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *BY_VALUE, *FLOAT8)))
 def test_is_recognized_and_right(spelling: Spelling) -> None:
     model = spelling.model()
     _, rows = run(model, spelling.x(), **REFERENCE)
@@ -53,6 +54,13 @@ def test_is_recognized_and_right(spelling: Spelling) -> None:
 @pytest.mark.parametrize("spelling", **names(SPELLINGS))
 def test_is_right_with_default_kernels(spelling: Spelling) -> None:
     run(spelling.model(), spelling.x(), rest="eager")
+
+
+@pytest.mark.parametrize("spelling", **names(FLOAT8))
+def test_fp8_runs_packed(spelling: Spelling) -> None:
+    _, rows = run(spelling.model(), spelling.x(), rest="eager")
+    assert rows[0].kernel == "native.fp8"
+    assert rows[0].bytes_after <= 2 * N * spelling.shape[-1]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +196,6 @@ def test_a_scale_along_m_stays_outside(m: int) -> None:
     model = Written(lambda s, x: linear(x, s.w.to(BF16)) * s.c, {"w": int8(), "c": scale(m, 1)})
     _, rows = run(model, x, **REFERENCE)
     assert [(row.bits, row.kernel) for row in rows] == [(8, "reference.quantized_linear")]
-
-
-def test_float8_weights_are_declined() -> None:
-    w = torch.randn(N, K).to(torch.float8_e4m3fn)
-    assert "float8_e4m3fn" in declined(lambda m, x: linear(x, m.w.to(BF16) * m.s[:, None]), X, w=w, s=scale(N))
 
 
 @pytest.mark.parametrize("cast", [Tensor.float, Tensor.clone])

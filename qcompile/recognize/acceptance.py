@@ -218,7 +218,8 @@ def _computed(weight: fx.Node, feed: Mapping[fx.Node, Tensor]) -> tuple[frozense
         if behind.isdisjoint(node.all_input_nodes):
             continue
         behind.add(node)
-        wide.add(node)
+        if not is_call(node, torch.ops.aten.view.dtype):  # bits that are taken for floats stay what they are
+            wide.add(node)
         floats = [p for p in node.all_input_nodes if p in behind and isinstance(value(p), Tensor) and value(p).is_floating_point()]
         if (
             is_call(node, torch.ops.aten.view.dtype, dequantize_packed) and floats
