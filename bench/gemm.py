@@ -30,6 +30,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where `bench` is, beside a qcompile that was installed elsewhere
 
 import qcompile
+from bench.formats import FORMATS, integers, stored_bytes
 from bench.peers import LIBRARIES, peers_of
 from bench.peers.peer import Peer, copies_of
 from qcompile.errors import KernelRefusedError
@@ -71,12 +72,11 @@ class Limits:
 class Row:
     """One cell: median and 10 % quantile of the times and of the limit, in seconds, and the error of the result."""
 
+    format: str
     kernel: str
     n: int
     k: int
     m: int
-    bits: int
-    group: int
     median: float
     low: float
     limit: float
@@ -144,21 +144,6 @@ def reader(size: int) -> Peer:
     return Peer(READER, [partial(read, buffer) for buffer in buffers], size, False)
 
 
-def quantized(n: int, k: int, bits: int, group: int, *, zeros: bool) -> QuantizedWeight:
-    generator = torch.Generator().manual_seed(n + k)
-    low = 0 if zeros and bits == 4 else -(1 << (bits - 1))
-    codes = torch.randint(low, low + (1 << bits), (n, k), generator=generator).to(torch.int8)
-    scales = (torch.rand(n, k // group, generator=generator) * 0.02 + 0.001).bfloat16()
-    points = torch.randint(0, 17, (n, k // group), generator=generator).to(torch.int8) if zeros else None
-    return QuantizedWeight(codes, scales, points, bits, group)
-
-
-def stored_bytes(weight: QuantizedWeight) -> int:
-    """What any kernel has to read: codes of `bits` bits, 16-bit scales, zero points of a byte."""
-    groups = weight.scales.numel()
-    return weight.codes.numel() * weight.bits // 8 + groups * 2 + (groups if weight.zeros is not None else 0)
-
-
 def peers(weight: QuantizedWeight, wanted: list[str] | None) -> Iterator[Peer]:
     """Every kernel that takes the weight here, then the dense ones; reasons of the others are printed."""
     size = stored_bytes(weight)
@@ -224,19 +209,16 @@ def middle_and_low(times: list[float]) -> tuple[float, float]:
     return statistics.median(ordered), ordered[len(ordered) // 10]
 
 
-def bench_shape(
-    n: int,
-    k: int,
-    bits: int,
-    group: int,
+def bench_weight(
+    format: str,
+    weight: QuantizedWeight,
     ms: list[int],
     *,
-    zeros: bool,
     wanted: list[str] | None,
     foreign: list[str],
     budget: float,
 ) -> list[Row]:
-    weight = quantized(n, k, bits, group, zeros=zeros)
+    n, k = weight.n, weight.k
     all_peers = [*peers(weight, wanted), *peers_of(weight, foreign, torch.get_num_threads())]
     exact = weight.dequantize()
     rows = []
@@ -253,18 +235,17 @@ def bench_shape(
         wide, octets = map(max, before, peaks())
         middle, low = (Limits(reading.size / seconds, wide, octets) for seconds in middle_and_low(times[READER]))
         print(
-            f"{k}x{n} {bits} bit g{group}, m={m}, giga per second: read {middle.read / 1e9:.1f} ({low.read / 1e9:.1f}), "
+            f"{k}x{n} {format}, m={m}, giga per second: read {middle.read / 1e9:.1f} ({low.read / 1e9:.1f}), "
             f"wide {wide / 1e9:.1f}, bytes {octets / 1e9:.1f}"
         )
         for peer in all_peers:
             median, least = middle_and_low(times[peer.name])
             row = Row(
+                format=format,
                 kernel=peer.name,
                 n=n,
                 k=k,
                 m=m,
-                bits=bits,
-                group=group,
                 median=median,
                 low=least,
                 limit=middle.seconds(peer.size, 2.0 * m * n * k, rounds=peer.rounds),
@@ -282,9 +263,9 @@ def table(rows: list[Row], *, rounds: bool) -> str:
     """Markdown: geometric mean over shapes of time / limit, by kernel and rows; in brackets of the 10 % quantile; largest error."""
     rows = [row for row in rows if row.rounds == rounds]
     ms = sorted({row.m for row in rows})
-    lines = ["| kernel | " + " | ".join(f"M={m}" for m in ms) + " | error |", "|---" * (len(ms) + 2) + "|"]
-    for name in dict.fromkeys(row.kernel for row in rows):
-        mine = [row for row in rows if row.kernel == name]
+    lines = ["| format | kernel | " + " | ".join(f"M={m}" for m in ms) + " | error |", "|---" * (len(ms) + 3) + "|"]
+    for name in dict.fromkeys((row.format, row.kernel) for row in rows):
+        mine = [row for row in rows if (row.format, row.kernel) == name]
         cells = []
         for m in ms:
             cell = [row for row in mine if row.m == m]
@@ -293,7 +274,7 @@ def table(rows: list[Row], *, rounds: bool) -> str:
                 statistics.geometric_mean([row.low_ratio for row in cell]),
             )
             cells.append(f"{ratios[0]:.2f} ({ratios[1]:.2f})")
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(row.error for row in mine):.0e} |")
+        lines.append(f"| {name[0]} | {name[1]} | " + " | ".join(cells) + f" | {max(row.error for row in mine):.0e} |")
     return "\n".join(lines)
 
 
@@ -303,11 +284,11 @@ def plot(rows: list[Row], path: Path) -> bool:
         pyplot: Any = import_module("matplotlib.pyplot")
     except ImportError:
         return False
-    shapes = list(dict.fromkeys((row.k, row.n, row.bits) for row in rows))
+    shapes = list(dict.fromkeys((row.k, row.n, row.format) for row in rows))
     figure, axes = pyplot.subplots(1, len(shapes), figsize=(6 * len(shapes), 5), squeeze=False)
-    for axis, (k, n, bits) in zip(axes[0], shapes, strict=True):
+    for axis, (k, n, format) in zip(axes[0], shapes, strict=True):
         axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # of more colours than the ten of a plain plot
-        here = [row for row in rows if (row.k, row.n, row.bits) == (k, n, bits)]
+        here = [row for row in rows if (row.k, row.n, row.format) == (k, n, format)]
         for name in dict.fromkeys(row.kernel for row in here):
             mine = [row for row in here if row.kernel == name]
             width = 2.5 if name.startswith("native.") else 1.0
@@ -317,7 +298,7 @@ def plot(rows: list[Row], path: Path) -> bool:
             bounds = [row for row in here if row.rounds == rounds]
             least = {m: min(row.low_limit for row in bounds if row.m == m) * 1e3 for m in sorted({row.m for row in bounds})}
             axis.plot(list(least), list(least.values()), style, label="limit, 8-bit x" if rounds else "limit")
-        axis.set(xscale="log", yscale="log", xlabel="rows (M)", ylabel="ms", title=f"K={k} N={n}, {bits} bit")
+        axis.set(xscale="log", yscale="log", xlabel="rows (M)", ylabel="ms", title=f"K={k} N={n}, {format}")
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -331,11 +312,23 @@ def _shape(text: str) -> tuple[int, int]:
     return int(k), int(n)
 
 
+def _weights(given: argparse.Namespace, n: int, k: int) -> Iterator[tuple[str, QuantizedWeight]]:
+    if given.format is None:
+        group = given.group or (128 if given.bits == 4 else k)
+        yield f"int{given.bits} g{group}", integers(n, k, given.bits, group, zeros=given.zeros)
+        return
+    for name in given.format.split(","):
+        yield name, FORMATS[name](n, k)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = [(4096, 4096), (4096, 11008), (2048, 8192)]
     parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="KxN")
     parser.add_argument("--m", default="1,2,4,8,16,32,64,128,256,512", help="row counts")
+    parser.add_argument(
+        "--format", help=f"several of {', '.join(FORMATS)} with commas between, instead of --bits, --group and --zeros"
+    )
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument("--group", type=int, default=None, help="default: 128 for 4 bit, K for 8 bit")
     parser.add_argument("--zeros", action="store_true", help="with zero points")
@@ -345,6 +338,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1.5, help="seconds for each row count of each shape")
     parser.add_argument("--out", type=Path, help="folder for gemm.json, gemm.md and gemm.png")
     given = parser.parse_args()
+    if given.format is not None and (unknown := set(given.format.split(",")) - set(FORMATS)):
+        parser.error(f"--format: expected {', '.join(FORMATS)}, got {', '.join(sorted(unknown))}")
     if reason := missing_ops():
         raise SystemExit(f"the limits are measured by our C++ kernels: {reason}")
     torch.set_num_threads(given.threads)
@@ -353,9 +348,8 @@ def main() -> None:
     rows: list[Row] = []
     with torch.no_grad():
         for k, n in given.shapes:
-            group = given.group or (128 if given.bits == 4 else k)
-            asked: dict[str, Any] = {"zeros": given.zeros, "wanted": given.kernels, "foreign": foreign, "budget": given.budget}
-            rows += bench_shape(n, k, given.bits, group, ms, **asked)
+            for name, weight in _weights(given, n, k):
+                rows += bench_weight(name, weight, ms, wanted=given.kernels, foreign=foreign, budget=given.budget)
     text = "Time / limit, median (10 % quantile in brackets), geometric mean over shapes.\n\n" + table(rows, rounds=False)
     if any(row.rounds for row in rows):
         text += "\n\nActivations rounded to 8 bit, against the limit of 8-bit products:\n\n" + table(rows, rounds=True)

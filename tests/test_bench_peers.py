@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from bench import gemm, model
+from bench.formats import FORMATS, integers, stored_bytes
 from bench.peers import LIBRARIES, peers_of
 from bench.peers.gguf_file import codes_of, in_pairs
 from bench.peers.peer import Peer, unsigned_pairs
@@ -50,7 +51,7 @@ def fake_peers(weight: QuantizedWeight, threads: int) -> list[Peer]:
 
 @pytest.mark.usefixtures("without_libraries")
 def test_a_missing_library_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
-    weight = gemm.quantized(16, 128, 4, 128, zeros=False)
+    weight = integers(16, 128, 4, 128)
     assert list(peers_of(weight, list(LIBRARIES), 1)) == []
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(LIBRARIES)
@@ -88,7 +89,7 @@ def test_a_model_runs_without_the_peer_that_is_missing(capsys: pytest.CaptureFix
 
 
 def test_q4_0_holds_the_same_weight() -> None:
-    weight = gemm.quantized(8, 256, 4, 128, zeros=False)
+    weight = integers(8, 256, 4, 128)
     blocks = q4_0(weight.codes, weight.scales, weight.group).reshape(8, 8, 18)
     scales = blocks[..., :2].contiguous().view(torch.float16).float()
     codes = torch.cat([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], dim=-1).float() - 8
@@ -96,7 +97,7 @@ def test_q4_0_holds_the_same_weight() -> None:
 
 
 def test_codes_of_a_checkpoint_are_those_that_were_packed() -> None:
-    weight = gemm.quantized(8, 256, 4, 128, zeros=False)
+    weight = integers(8, 256, 4, 128)
     assert torch.equal(codes_of(unsigned_pairs(weight).view(torch.int32)), weight.codes)
 
 
@@ -105,3 +106,46 @@ def test_rotary_halves_become_pairs() -> None:
     rows = torch.arange(12).unsqueeze(1)
     assert in_pairs(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
     assert in_pairs(rows, 0) is rows
+
+
+# Bits of each weight of 512 x 1024 in its checkpoint.
+BITS = {
+    "int4": 4.125, "int4-zeros": 4.1875, "int8": 8.016, "nvfp4": 4.5, "mxfp4": 4.25, "fp8": 8.016, "fp8-block": 8.002, "mxfp8": 8.25,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_a_weight_of_the_size_of_its_checkpoint(name: str) -> None:
+    weight = FORMATS[name](512, 1024)
+    weight.check()
+    assert stored_bytes(weight) * 8 / (512 * 1024) == pytest.approx(BITS[name], abs=2e-3)
+
+
+@pytest.mark.usefixtures("without_libraries", "same_threads")
+def test_several_formats_stand_in_one_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require_kernels()
+    asked = [
+        "--format",
+        "nvfp4,fp8",
+        "--shapes",
+        "256x256",
+        "--m",
+        "2",
+        "--budget",
+        "0.02",
+        "--threads",
+        "1",
+        "--kernels",
+        "native",
+    ]
+    monkeypatch.setattr(sys, "argv", ["gemm.py", *asked, "--out", str(tmp_path)])
+    gemm.main()
+    text = (tmp_path / "gemm.md").read_text()
+    assert "| nvfp4 | native.book4 |" in text and "| fp8 | native.fp8 |" in text
+
+
+def test_an_unknown_format_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gemm.py", "--format", "fp8,fp9"])
+    with pytest.raises(SystemExit):
+        gemm.main()
+    assert "--format: expected int4," in capsys.readouterr().err
