@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from qcompile import versions
 from qcompile.backend import backend, compile_graph
-from qcompile.errors import KernelRefusedError
+from qcompile.errors import KernelRefusedError, WeightError
 from qcompile.graph.capture import dynamo_constants
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
@@ -95,7 +95,7 @@ def pack_linear(
     act_zero: Tensor | None = None,
     allow_a8: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`.
+    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`; WeightError for another x.
 
     kernel: a registered name, or None for the fastest that takes this weight here. activation: how x is rounded first
     (default: not at all; for kernels that only compute with int8 activations: dynamic per token); act_scale, act_zero: the
@@ -125,6 +125,8 @@ def pack_linear(
         packed = tuple(retired(tensor) for tensor in packed)
 
     def run(x: Tensor) -> Tensor:
+        if x.dtype is not dtype and chosen.target not in ("native", "reference"):  # these pack for every dtype
+            raise WeightError("x", f"{dtype}, for which {chosen.name} packed the weight (argument dtype)", str(x.dtype))
         return chosen.run(x, packed, site)
 
     return run

@@ -95,7 +95,7 @@ weights = {
 }
 for name, weight in weights.items():
     for dtype in (torch.float32, torch.bfloat16):
-        y = qcompile.pack_linear(weight)(random(2, 256, dtype=dtype))
+        y = qcompile.pack_linear(weight, dtype=dtype)(random(2, 256, dtype=dtype))
         assert y.dtype is dtype and y.device.type == "cpu" and bool(y.isfinite().all()), name
 print("pack_linear", len(weights))
 

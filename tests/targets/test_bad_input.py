@@ -70,3 +70,11 @@ def test_an_input_of_another_width_is_an_error(kernel: str) -> None:
     run = pack_linear(random_weight(32, 128, 0 if wide else 32, bits=8 if wide else 4), kernel)
     with pytest.raises((RuntimeError, ValueError)):
         run(torch.randn(3, 100).bfloat16())
+
+
+def test_x_of_another_dtype_than_the_weight_was_packed_for() -> None:
+    weight = random_weight(32, 128, 32)
+    run = pack_linear(weight, "torch.int4pack", torch.bfloat16)
+    with pytest.raises(WeightError, match=r"x: expected torch.bfloat16, for which torch.int4pack packed .* got torch.float32"):
+        run(torch.ones(1, 128))
+    assert pack_linear(weight, "reference.quantized_linear")(torch.ones(1, 128)).dtype is torch.float32
