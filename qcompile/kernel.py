@@ -79,7 +79,7 @@ class Site:
     @property
     def extras(self) -> tuple[str, ...]:
         """The names of the extras that it has, in the order of `Extras`."""
-        there = (self.act_order, self.has_bias, self.activation.kind == "tensor", self.act_zero)
+        there = (self.act_order, self.has_bias, self.activation.is_static, self.act_zero)
         return tuple(name for name, has in zip(Extras._fields, there, strict=True) if has)
 
 
@@ -105,6 +105,16 @@ def whole_groups(site: Site) -> Need:
 
 def weight_only(site: Site) -> Need:
     return site.activation.is_none, f"does not quantize activations, this linear wants {site.activation.spec}"
+
+
+def floats_or_none(site: Site) -> Need:
+    """For kernels of unrounded activations that have ours rounded to floats first."""
+    needed = site.activation.is_none or site.activation.to_floats
+    return needed, f"rounds activations to floats of 4 or 8 bits or not at all, this linear wants {site.activation.spec}"
+
+
+def integers_or_none(site: Site) -> Need:
+    return not site.activation.to_floats, f"rounds activations to integers, this linear wants {site.activation.spec}"
 
 
 def rounding_permitted(site: Site) -> Need:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qcompile.errors import WeightError
+from qcompile.float_rounding import FLOAT_KINDS, rounded
 
 # OCP MX specification 1.0, table 5 (E2M1): index = 3 low bits, bit 3 is the sign.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -235,6 +236,8 @@ class ActivationQuant:
              q = round(clamp(x / s + z, -128, 127)), x' = (q - z) * s.
     tensor   static, one scale s (and zero point z or 0) for the tensor: q = round(clamp(x / s + z, -128, 127)), x' = (q - z) * s.
     A token whose scale would be 0 keeps x' = 0. round() is to nearest, ties to even.
+    nvfp4, mxfp4, mxfp8, fp8_token, fp8_group, fp8_tensor  to floats of 4 and 8 bits: qcompile.float_rounding. The static scale of
+             nvfp4 is the global one of the tensor, a divisor.
 
     arithmetic  "float32": every step in float32, as kernels compute. "input": every step rounded to the dtype of x (and of s, for
              `tensor`), which is what compressed-tensors 0.20 does, bit by bit (tests/frontends/test_activations.py). In float32 the
@@ -266,20 +269,32 @@ class ActivationQuant:
     def is_none(self) -> bool:
         return self.kind == "none"
 
+    @property
+    def to_floats(self) -> bool:
+        """Whether x is rounded to floats of 4 or 8 bits, not to integers."""
+        return self.kind in FLOAT_KINDS
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a constant of the checkpoint takes part (act_scale)."""
+        return self.kind == "tensor" or (self.to_floats and FLOAT_KINDS[self.kind].static)
+
     def apply(self, x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
-        """x rounded as the class says, returned in the dtype of x. scale, zero: only for `tensor`, one element each."""
+        """x rounded as the class says, returned in the dtype of x. scale, zero: only for static kinds, one element each."""
         if self.kind == "none":
             return x
+        if self.is_static and scale is None:
+            raise WeightError("act_scale", "a static activation scale", "None")
+        if self.to_floats:
+            return rounded(x.to(torch.float32) if self.arithmetic == "float32" else x, self.kind, scale).to(x.dtype)
         codes, step, offset = self.codes(x, scale, zero)
         return ((codes if offset is None else codes - offset) * step).to(x.dtype)
 
     def codes(self, x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(q, s, z or None) with x' = (q - z) * s: q like x with whole numbers in -128 .. 127, s and z [..., 1] or [1].
 
-        For every kind but `none`; all in the dtype the arithmetic is done in.
+        For the kinds that round to integers; all in the dtype the arithmetic is done in.
         """
-        if self.kind == "tensor" and scale is None:
-            raise WeightError("act_scale", "a static activation scale", "None")
         wide = x.to(torch.float32) if self.arithmetic == "float32" else x
         offset: Tensor | None = None
         if self.kind == "token":

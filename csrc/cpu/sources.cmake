@@ -1,9 +1,10 @@
 # Sources of the CPU kernels: those for any processor, and for each level of levels.txt its own, with that level's flags alone.
-set(QCOMPILE_FAMILIES level attention dense digest)
+set(QCOMPILE_FAMILIES level attention dense digest rounding)
 target_sources(_C PRIVATE
   common/isa.cpp common/memory.cpp common/threads.cpp
-  cpu/attention.cpp cpu/dense.cpp cpu/digest.cpp cpu/linear.cpp cpu/packed.cpp
-  cpu/binding_attention.cpp cpu/binding_dense.cpp cpu/binding_digest.cpp cpu/binding_isa.cpp cpu/binding_linear.cpp cpu/binding_pack.cpp)
+  cpu/attention.cpp cpu/dense.cpp cpu/digest.cpp cpu/linear.cpp cpu/packed.cpp cpu/rounding.cpp
+  cpu/binding_attention.cpp cpu/binding_dense.cpp cpu/binding_digest.cpp cpu/binding_isa.cpp cpu/binding_linear.cpp cpu/binding_pack.cpp
+  cpu/binding_rounding.cpp)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(QCOMPILE_ARCHITECTURE x86_64)
   target_sources(_C PRIVATE common/features_x86_64.cpp)

@@ -108,4 +108,5 @@ def _arguments(given: Mapping[str, Any] | None) -> Any:
         block_structure=given.get("block_structure"),
         symmetric=bool(given.get("symmetric", True)),
         dynamic=given.get("dynamic", False),
+        scale_dtype=given.get("scale_dtype"),
     )

@@ -15,26 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeightError, UnsupportedSchemeError, WeightError
+from qcompile.float_rounding import FLOAT_KINDS
 from qcompile.formats.layouts import MX_BLOCK, NVFP4_BLOCK
-from qcompile.frontends import float8_scheme, notes
-from qcompile.frontends.float8_scheme import is_float8
-from qcompile.frontends.float8_scheme import structure_of as float8_structure
+from qcompile.frontends import float_schemes, notes
+from qcompile.frontends.float_schemes import float_activation, is_float8
+from qcompile.frontends.float_schemes import structure_of as float8_structure
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
 from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
+from qcompile.meaning import ActivationQuant
 from qcompile.operators import Structure
 
 KNOWN_SCHEMES = (
     "pack-quantized integers of 2 to 8 bits (group, channel or tensor)",
     "int-quantized integers (group, channel or tensor)",
-    "nvfp4-pack-quantized and mxfp4-pack-quantized weights without activation quantization",
-    float8_scheme.KNOWN,
+    "nvfp4-pack-quantized and mxfp4-pack-quantized weights",
+    float_schemes.KNOWN,
     "int8 activations, dynamic per token or static per tensor",
+    "FP8 activations, dynamic per token or in groups of 128, or static per tensor; NVFP4, MXFP4 and MXFP8 activations",
 )
 WAY_OUT = (
     "Load it dense with from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True)), or leave these layers "
     "out of the quantization."
 )
+# Where the scheme rounds activations.
+OTHER_NUMBERS = " A dense model does not round the activations as this scheme does: its numbers are others."
 OFFLOADED = "accelerate has wrapped its forward for offloading: left as it is"
 NO_LINEAR = "quantized, but no Linear: decompressed to dense"
 
@@ -174,20 +179,20 @@ def plan(path: str, module: Any, model: nn.Module) -> Plan:
     n, k = int(module.out_features), int(module.in_features)
     checks = Checks(path, n, k, {**module._parameters, **module._buffers})
     _check_static_scale(checks, activation)
-    if form == "nvfp4-pack-quantized" and activation == "none" and weights.group_size == NVFP4_BLOCK:
+    if form == "nvfp4-pack-quantized" and weights.group_size == NVFP4_BLOCK:
         checks.divides(NVFP4_BLOCK)
         checks.tensor("weight_packed", torch.uint8, (n, k // 2))
         checks.tensor("weight_scale", torch.float8_e4m3fn, (n, k // NVFP4_BLOCK))
         checks.tensor("weight_global_scale", None, (1,))
         checks.finite("weight_scale")
         checks.finite("weight_global_scale", positive=True)
-        return Plan(path, module, PackedLinear, Structure("nvfp4", 4, NVFP4_BLOCK, n, k))
-    if form == "mxfp4-pack-quantized" and activation == "none" and weights.group_size == MX_BLOCK:
+        return Plan(path, module, PackedLinear, Structure("nvfp4", 4, NVFP4_BLOCK, n, k, activation))
+    if form == "mxfp4-pack-quantized" and weights.group_size == MX_BLOCK:
         checks.divides(MX_BLOCK)
         checks.tensor("weight_packed", torch.uint8, (n, k // 2))
         checks.tensor("weight_scale", torch.uint8, (n, k // MX_BLOCK))
         checks.exponents("weight_scale")
-        return Plan(path, module, PackedLinear, Structure("mxfp4", 4, MX_BLOCK, n, k))
+        return Plan(path, module, PackedLinear, Structure("mxfp4", 4, MX_BLOCK, n, k, activation))
     if is_float8(form, weights):
         structure = float8_structure(checks, form, weights, activation)
         if structure is not None:
@@ -223,11 +228,13 @@ def parts_of(scheme: Any) -> tuple[set[str], set[str]]:
     """The tensors that a file must hold for one layer of a known scheme, and those that it may hold."""
     form, weights, inputs = _text(scheme.format), scheme.weights, scheme.input_activations
     if form == "nvfp4-pack-quantized":
-        return {"weight_packed", "weight_scale", "weight_global_scale"}, {"input_global_scale"}
+        needed = {"input_global_scale"} if inputs is not None else set[str]()
+        return {"weight_packed", "weight_scale", "weight_global_scale", *needed}, {"input_global_scale"}
+    static = {"input_scale"} if inputs is not None and inputs.dynamic is False else set[str]()
     if form == "mxfp4-pack-quantized":
-        return {"weight_packed", "weight_scale"}, set()
+        return {"weight_packed", "weight_scale", *static}, set()
     if is_float8(form, weights):
-        return {"weight", "weight_scale"}, {"input_scale"} if inputs is not None and inputs.dynamic is False else set()
+        return {"weight", "weight_scale", *static}, set()
     must = {"weight_packed", "weight_scale", "weight_shape"} if form == "pack-quantized" else {"weight", "weight_scale"}
     may = {"weight_g_idx", "weight_zero_point"}
     if not weights.symmetric:
@@ -261,6 +268,10 @@ def _activation(path: str, scheme: Any) -> str:
     args = scheme.input_activations
     if args is None:
         return "none"
+    if _text(args.type) == "float" and args.symmetric:
+        kind = float_activation(args, int(getattr(scheme.weights, "num_bits", 0)))
+        if kind is not None:
+            return f"{kind}@input"
     if _text(args.type) == "int" and args.num_bits == 8:
         if args.dynamic is True and _text(args.strategy) == "token":
             return "token/127.5/-128@input" if args.symmetric else "token_asymmetric@input"
@@ -270,11 +281,17 @@ def _activation(path: str, scheme: Any) -> str:
 
 
 def _check_static_scale(checks: Checks, activation: str) -> None:
-    if activation.startswith("tensor"):
+    quant = ActivationQuant.parse(activation)
+    if quant.kind == "nvfp4":
+        checks.tensor("input_global_scale", torch.float32, (1,))
+        checks.finite("input_global_scale", positive=True)
+    elif quant.is_static:
         checks.tensor("input_scale", None, (1,))
         checks.finite("input_scale")
-        if checks.tensors.get("input_zero_point") is not None:
-            checks.tensor("input_zero_point", torch.int8, (1,))
+    if quant.to_floats and FLOAT_KINDS[quant.kind].group:
+        checks.divides(FLOAT_KINDS[quant.kind].group)
+    if quant.kind == "tensor" and checks.tensors.get("input_zero_point") is not None:
+        checks.tensor("input_zero_point", torch.int8, (1,))
 
 
 def _unsupported(path: str, scheme: Any) -> UnsupportedSchemeError:
@@ -284,4 +301,5 @@ def _unsupported(path: str, scheme: Any) -> UnsupportedSchemeError:
         if args is not None:
             kind = f"{what} {_text(args.type)}{args.num_bits} {_text(args.strategy)}"
             parts.append(f"{kind} dynamic={_text(args.dynamic)}" if what != "weights" else kind)
-    return UnsupportedSchemeError(path, f"({', '.join(parts)})", KNOWN_SCHEMES, WAY_OUT)
+    way_out = WAY_OUT if scheme.input_activations is None else WAY_OUT + OTHER_NUMBERS
+    return UnsupportedSchemeError(path, f"({', '.join(parts)})", KNOWN_SCHEMES, way_out)

@@ -74,14 +74,21 @@ class PackedLinear(FrontDoorLinear):
     weight_global_scale: Tensor | None
     weight_g_idx: Tensor | None
     input_scale: Tensor | None
+    input_global_scale: Tensor | None
     input_zero_point: Tensor | None
-    OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_zero_point")
+    OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point")
+
+    @property
+    def use_a16(self) -> bool:
+        """Whether activations stay in 16 bits: NVFP4A16 and MXFP4A16 do, NVFP4 and MXFP4 round them."""
+        return self.structure.activation == "none"
 
     def forward(self, input: Tensor) -> Tensor:
         # Written out without helpers, because Dynamo traces this for every layer of a model.
         spec = self.spec
         if not spec.endswith("none"):
-            input = fake_quantize(input, self.input_scale, self.input_zero_point, spec.split()[-1])
+            scale = self.input_scale if self.input_global_scale is None else self.input_global_scale
+            input = fake_quantize(input, scale, self.input_zero_point, spec.split()[-1])
         zeros = self.weight_global_scale if spec.startswith("nvfp4") else self.weight_zero_point
         y: Tensor = packed_linear(input, self.weight_packed, self.weight_scale, zeros, self.weight_g_idx, self.bias, spec)
         return y

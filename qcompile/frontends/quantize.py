@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.errors import OptionError
+from qcompile.float_rounding import FLOAT_KINDS
 
 ACTIVATIONS = ("none", "dynamic", "static")
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
-# Formats of weights alone that have a preset of their own.
-PRESETS = {"nvfp4-pack-quantized": "NVFP4A16", "mxfp4-pack-quantized": "MXFP4A16", "mxfp8-quantized": "MXFP8A16"}
+# Formats that have presets of their own: of weights alone, and with dynamic activations.
+PRESETS = {
+    "nvfp4-pack-quantized": ("NVFP4A16", "NVFP4"),
+    "mxfp4-pack-quantized": ("MXFP4A16", "MXFP4"),
+    "mxfp8-quantized": ("MXFP8A16", "MXFP8"),
+}
 
 
 def quantize(
@@ -35,13 +40,15 @@ def quantize(
     The model is consumed: afterwards it holds the compressed tensors (copy it first if the float model is still needed).
 
     bits, group, symmetric  of the weights; group None: one scale per output channel
-    activations  "none", "dynamic" (int8 per token) or "static" (int8, one scale for the tensor, measured on `samples`)
+    activations  "none", "dynamic" (int8 per token) or "static" (int8, one scale for the tensor, measured on `samples`); with the
+             formats of floats to floats: "dynamic" means NVFP4, MXFP4 and MXFP8 as the weights, or FP8 per token, in groups of 128
+             with `block`; "static" FP8 with one scale
     format   "pack-quantized" (the default without activations), "int-quantized" (the default with them; 8 bits), or
              "nvfp4-pack-quantized" and "mxfp4-pack-quantized" (FP4 weights in blocks of 16 and 32), "mxfp8-quantized" (FP8 in
              blocks of 32), "float-quantized" (FP8); bits, group and symmetric do not apply to these
     block    outputs and values of K that share a scale in "float-quantized", as (128, 128); None: one scale per output channel
     ignore   names of modules to leave in floating point, "re:" begins a regular expression
-    samples  keyword arguments of calls of the model; needed for static activations
+    samples  keyword arguments of calls of the model; needed for static activations, and for NVFP4's with their static global scale
 
     Raises OptionError for values outside these sets. Needs transformers and compressed-tensors.
     """
@@ -54,12 +61,15 @@ def quantize(
         raise OptionError("format", format, f"one of {', '.join(FORMATS)}")
     if format == "int-quantized" and bits != 8:
         raise OptionError("bits", bits, "8, because int-quantized stores one byte per weight")
-    if activations == "static" and not samples:
-        raise OptionError("samples", samples, "at least one call's keyword arguments, to measure static activations")
+    if activations == "static" and format in PRESETS:
+        raise OptionError("activations", activations, f"'none' or 'dynamic' with format {format!r}")
+    measured = activations == "static" or (activations == "dynamic" and format == "nvfp4-pack-quantized")
+    if measured and not samples:
+        raise OptionError("samples", samples, "at least one call's keyword arguments, to measure activations")
     if block is not None and (format != "float-quantized" or min(block) < 1):
         raise OptionError("block", block, 'two positive sizes, with format "float-quantized"')
     if format == "float-quantized":
-        scheme = _float8_scheme(block)
+        scheme = _float8_scheme(block, activations)
     else:
         scheme = _scheme(bits, group, symmetric, activations, symmetric_activations, format)
     config = quantization.QuantizationConfig(config_groups={"group_0": scheme}, ignore=list(ignore))
@@ -67,7 +77,7 @@ def quantize(
     linears: dict[str, Any] = {
         name: module for name, module in model.named_modules() if getattr(module, "quantization_scheme", None) is not None
     }
-    ranges = _input_ranges(model, linears, samples) if activations == "static" else {}
+    ranges = _input_ranges(model, linears, samples) if measured else {}
     with torch.no_grad():
         for name, module in linears.items():
             _set_weight_parameters(module)
@@ -88,7 +98,9 @@ def _library(part: str) -> Any:
 def _scheme(bits: int, group: int | None, symmetric: bool, activations: str, symmetric_activations: bool, form: str) -> Any:
     library = _library("quantization")
     if form in PRESETS:
-        return library.preset_name_to_scheme(PRESETS[form], ["Linear"])
+        scheme = library.preset_name_to_scheme(PRESETS[form][activations == "dynamic"], ["Linear"])
+        scheme.format = form
+        return scheme
     strategy = "channel" if group is None else "group"
     weights = library.QuantizationArgs(num_bits=bits, strategy=strategy, group_size=group, symmetric=symmetric)
     inputs = None
@@ -99,11 +111,19 @@ def _scheme(bits: int, group: int | None, symmetric: bool, activations: str, sym
     return library.QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs, format=form)
 
 
-def _float8_scheme(block: tuple[int, int] | None) -> Any:
+def _float8_scheme(block: tuple[int, int] | None, activations: str) -> Any:
     library = _library("quantization")
     shared = {"strategy": "channel"} if block is None else {"strategy": "block", "block_structure": list(block)}
     weights = library.QuantizationArgs(num_bits=8, type="float", symmetric=True, **shared)
-    return library.QuantizationScheme(targets=["Linear"], weights=weights, format="float-quantized")
+    kinds: dict[str, dict[str, Any]] = {
+        "static": {"strategy": "tensor", "dynamic": False},
+        "dynamic": {"strategy": "token", "dynamic": True}
+        if block is None
+        else {"strategy": "group", "group_size": FLOAT_KINDS["fp8_group"].group, "dynamic": True},
+    }
+    kind = kinds.get(activations)
+    inputs = None if kind is None else library.QuantizationArgs(num_bits=8, type="float", symmetric=True, **kind)
+    return library.QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs, format="float-quantized")
 
 
 def _ranges(weight: Tensor, args: Any) -> tuple[Tensor, Tensor]:
@@ -137,6 +157,9 @@ def _set_weight_parameters(module: Any) -> None:
 def _set_input_parameters(module: Any, least: Tensor, most: Tensor) -> None:
     utils = _library("quantization.utils")
     args = module.quantization_scheme.input_activations
+    if hasattr(module, "input_global_scale"):
+        module.input_global_scale.copy_(utils.generate_gparam(least, most))
+        return
     scale, zero = utils.calculate_qparams(least, most, args)
     module.input_scale.copy_(scale)
     if not args.symmetric:

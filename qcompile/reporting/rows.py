@@ -13,7 +13,10 @@ EQUAL_DB = 320.0
 # What is no code book in the words of the report.
 FLOAT_KINDS = {"e4m3": "fp8", "e5m2": "fp8 e5m2"}
 # The kinds of meaning.ActivationQuant in the words of the report.
-ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"}
+ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"} | {
+    "nvfp4": "a4 nvfp4", "mxfp4": "a4 mxfp4", "mxfp8": "a8 mxfp8", "fp8_token": "a8 fp8 token", "fp8_group": "a8 fp8 g128",
+    "fp8_tensor": "a8 fp8 static",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

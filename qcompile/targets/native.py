@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.float_rounding import FLOAT_KINDS
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
 from qcompile.kernel import (
@@ -15,12 +16,13 @@ from qcompile.kernel import (
     Need,
     Reasons,
     Site,
+    floats_or_none,
     integer_codes,
+    integers_or_none,
     most_bits,
     on_cpu,
     rounding_permitted,
     unmet,
-    weight_only,
 )
 from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, NUMBERS, ActivationQuant, Operands, group_count
 from qcompile.targets.native_ops import BLOCK, PACKED_LAYOUT, missing_ops, packed_bytes
@@ -70,8 +72,14 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
     )
 
 
+def _whole_blocks(site: Site) -> Need:
+    """For activations rounded in blocks of K."""
+    block = FLOAT_KINDS[site.activation.kind].group if site.activation.to_floats else 0
+    return not block or site.k % block == 0, f"rounds activations in blocks of {block}, which do not divide K={site.k}"
+
+
 def refuses_int4(site: Site) -> Reasons:
-    return _common_refusals(site, 4) + unmet(weight_only(site))
+    return _common_refusals(site, 4) + unmet(floats_or_none(site), _whole_blocks(site))
 
 
 def refuses_book4(site: Site) -> Reasons:
@@ -85,7 +93,8 @@ def refuses_book4(site: Site) -> Reasons:
         most_bits(site, 4),
         _float_activations(site),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
-        weight_only(site),
+        floats_or_none(site),
+        _whole_blocks(site),
     )
 
 
@@ -99,16 +108,17 @@ def refuses_fp8(site: Site) -> Reasons:
         ),
         _float_activations(site),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
-        weight_only(site),
+        floats_or_none(site),
+        _whole_blocks(site),
     )
 
 
 def refuses_int8_a16(site: Site) -> Reasons:
-    return _common_refusals(site, 8) + unmet(weight_only(site))
+    return _common_refusals(site, 8) + unmet(floats_or_none(site), _whole_blocks(site))
 
 
 def refuses_int8(site: Site) -> Reasons:
-    return _common_refusals(site, 8) + unmet(rounding_permitted(site))
+    return _common_refusals(site, 8) + unmet(rounding_permitted(site), integers_or_none(site))
 
 
 def refuses_int4_a8(site: Site) -> Reasons:
@@ -192,28 +202,40 @@ def layout() -> str:
     return f"native {PACKED_LAYOUT}"
 
 
+def _rounded(x: Tensor, extras: Extras, site: Site) -> Tensor:
+    """x as the product takes it: rounded to floats, or as it is."""
+    if not site.activation.to_floats:
+        return x
+    kind = FLOAT_KINDS[site.activation.kind].number
+    narrow = site.activation.arithmetic == "input"
+    y: Tensor = torch.ops.qcompile.native_round_floats.default(x, extras.act_scale, kind, narrow)
+    return y
+
+
 def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_int4_linear.default(
-        x, packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
+        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
     )
     return y
 
 
 def call_book4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
-    y: Tensor = torch.ops.qcompile.native_book4_linear.default(x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group)
+    y: Tensor = torch.ops.qcompile.native_book4_linear.default(
+        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
+    )
     return y
 
 
 def call_fp8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_fp8_linear.default(
-        x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group, site.codebook == "e5m2"
+        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group, site.codebook == "e5m2"
     )
     return y
 
 
 def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_int8_a16_linear.default(
-        x, packed[0], extras.perm, extras.bias, site.n, site.k, site.group
+        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
     )
     return y
 
@@ -253,19 +275,24 @@ def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Si
 
 def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tuple[int, float], ...], *, int8: bool) -> float:
     size = packed_bytes(bits, site.n, site.k, site.group, 2, zeros=not site.symmetric)
-    return predicted(where, size, 2.0 * m * site.n * site.k, m, factors, int8=int8)
+    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, factors, int8=int8)
 
 
 def _seconds_book4(site: Site, m: int, where: Platform) -> float:
     size = packed_bytes(4, site.n, site.k, site.group, site.scale_dtype.itemsize, book=True, outer=site.outer)
-    return predicted(where, size, 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
 
 
 def _seconds_fp8(site: Site, m: int, where: Platform) -> float:
     size = packed_bytes(
         8, site.n, site.k, site.group, site.scale_dtype.itemsize, sums=False, outer=site.outer, shared=_shared(site)
     )
-    return predicted(where, size, 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+
+
+def _rounding_bytes(site: Site, m: int) -> float:
+    """What rounding x to floats first costs, in bytes that could be read meanwhile."""
+    return 8.0 * m * site.k if site.activation.to_floats else 0.0
 
 
 def _wide(site: Site) -> tuple[tuple[int, float], ...]:

@@ -75,6 +75,10 @@ def _fake_fp8_linear(
     return x.new_empty((*x.shape[:-1], n))
 
 
+def _fake_round_floats(x: Tensor, scale: Tensor | None, kind: int, narrow: bool, *, level: int = -1) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _fake_linear(
     x: Tensor, packed: Tensor, perm: Tensor | None, bias: Tensor | None, n: int, k: int, group: int, *, level: int = -1
 ) -> Tensor:
@@ -114,6 +118,7 @@ def missing_ops() -> str | None:
     torch.library.register_fake("qcompile::native_book4_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_fp8_pack", _fake_fp8_pack)
     torch.library.register_fake("qcompile::native_fp8_linear", _fake_fp8_linear)
+    torch.library.register_fake("qcompile::native_round_floats", _fake_round_floats)
     torch.library.register_fake("qcompile::native_int4_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_a16_linear", _fake_linear)
     torch.library.register_fake("qcompile::native_int8_linear", _fake_rounded_linear)

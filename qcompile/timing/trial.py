@@ -44,7 +44,7 @@ def operands(site: Site) -> Operands:
     zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8, device="cpu")
     perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
     bias = torch.zeros(site.n, dtype=site.dtype, device="cpu") if site.has_bias else None
-    static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.kind == "tensor" else None
+    static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.is_static else None
     # A power of two: what it adds to the codes of a token of zeros can be subtracted again exactly.
     static_zero = torch.tensor([16.0], dtype=site.dtype, device="cpu") if site.act_zero else None
     return Operands(codes, scales, zeros, perm, bias, static, static_zero, outer)

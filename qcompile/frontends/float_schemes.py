@@ -1,10 +1,11 @@
-"""compressed-tensors' layers of numbers of 8 bits: float-quantized (a scale for the tensor, channel, group or block) and MXFP8."""
+"""compressed-tensors' schemes of small floats: weights of 8 bits (float-quantized and MXFP8), and how activations are rounded."""
 
 from typing import Any
 
 import torch
 
-from qcompile.formats.layouts import MX_BLOCK
+from qcompile.float_rounding import FLOAT_KINDS
+from qcompile.formats.layouts import MX_BLOCK, NVFP4_BLOCK
 from qcompile.frontends.stored_checks import Checks
 from qcompile.meaning import group_count
 from qcompile.operators import Structure
@@ -55,6 +56,27 @@ def _block(weights: Any, n: int, k: int) -> tuple[int, int]:
     if strategy == "block" and isinstance(block, list | tuple) and len(block) == 2 and all(int(size) > 0 for size in block):
         return int(block[0]), min(int(block[1]), k)
     return 0, 0
+
+
+def float_activation(args: Any, weight_bits: int) -> str | None:
+    """The kind of qcompile.float_rounding that a scheme's inputs ask for, or None if there is none.
+
+    NVFP4: 4 bits in groups of 16 with E4M3 scales, dynamic but for the global one. MXFP4, MXFP8: 4 or 8 bits in groups of 32 with
+    E8M0 scales. FP8: 8 bits, dynamic per token or group of 128, or static.
+    """
+    strategy, bits, size = _text(args.strategy), int(args.num_bits), args.group_size
+    scale = str(getattr(args, "scale_dtype", None)).removeprefix("torch.")
+    if bits == 4 and strategy == "tensor_group" and size == NVFP4_BLOCK and _text(args.dynamic) == "local" and weight_bits == 4:
+        return "nvfp4"
+    if args.dynamic is True and strategy == "group" and size == MX_BLOCK and scale == "uint8" and bits in (4, 8):
+        return "mxfp4" if bits == 4 else "mxfp8"
+    if bits != 8 or scale != "None":
+        return None
+    if args.dynamic is True and strategy == "token":
+        return "fp8_token"
+    if args.dynamic is True and strategy == "group" and size == FLOAT_KINDS["fp8_group"].group:
+        return "fp8_group"
+    return "fp8_tensor" if args.dynamic is False and strategy == "tensor" else None
 
 
 def _text(value: Any) -> str:
