@@ -33,6 +33,11 @@ class FrontDoorLinear(nn.Linear):
     structure: Structure
     spec: str
 
+    @property
+    def use_a16(self) -> bool:
+        """Whether activations stay as they are: those of NVFP4A16, say, but not of NVFP4, which rounds them to 4 bits."""
+        return self.structure.activation == "none"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrontDoorLinear":
         """As nn.Module: what .to(), .half() and so on are made of. A change that changes nothing is still none."""
         for name, tensor in self._released():
@@ -77,11 +82,6 @@ class PackedLinear(FrontDoorLinear):
     input_global_scale: Tensor | None
     input_zero_point: Tensor | None
     OPTIONAL = ("weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point")
-
-    @property
-    def use_a16(self) -> bool:
-        """Whether activations stay in 16 bits: NVFP4A16 and MXFP4A16 do, NVFP4 and MXFP4 round them."""
-        return self.structure.activation == "none"
 
     def forward(self, input: Tensor) -> Tensor:
         # Written out without helpers, because Dynamo traces this for every layer of a model.

@@ -129,6 +129,8 @@ def _float8_scheme(block: tuple[int, int] | None, activations: str) -> Any:
 def _ranges(weight: Tensor, args: Any) -> tuple[Tensor, Tensor]:
     """Least and largest weight of everything that shares a scale, in the shape of the scales."""
     n, k = weight.shape
+    if str(getattr(args.strategy, "value", args.strategy)) == "tensor":
+        return weight.amin().reshape(1), weight.amax().reshape(1)
     if args.block_structure is not None:
         rows, columns = args.block_structure
         padded = nn.functional.pad(weight, (0, -k % columns, 0, -n % rows))

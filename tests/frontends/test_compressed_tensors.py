@@ -203,9 +203,8 @@ def test_code_that_reads_weight_gets_the_dense_one(tmp_path: Path) -> None:
 
 
 UNKNOWN = {
-    "FP8_DYNAMIC": "float-quantized",
-    "MXFP4": "mxfp4-pack-quantized",
-    "NVFP4": "nvfp4-pack-quantized",
+    "W4AFP8": "nvfp4-pack-quantized",
+    "MXFP6A16": "mxfp6-pack-quantized",
     "W4A4": "pack-quantized",
 }
 

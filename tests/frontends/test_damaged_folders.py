@@ -28,6 +28,9 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "int8": lambda folder: compressed_tensors_folder(folder, SMALL, bits=8, group=None, activations="static"),
     "nvfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="nvfp4-pack-quantized"),
     "mxfp4": lambda folder: compressed_tensors_folder(folder, SMALL, format="mxfp4-pack-quantized"),
+    "nvfp4-a4": lambda folder: compressed_tensors_folder(
+        folder, SMALL, format="nvfp4-pack-quantized", activations="dynamic", samples=[{"input_ids": torch.arange(3, 9)[None]}]
+    ),
     "fp8": lambda folder: compressed_tensors_folder(folder, SMALL, format="float-quantized", block=(24, 40)),
     "dense": lambda folder: float_model(SMALL).save_pretrained(folder),
 }
@@ -88,6 +91,7 @@ EVERY_PART = [
     *(("int8", part) for part in ("weight", "weight_scale", "input_scale")),
     *(("nvfp4", part) for part in ("weight_packed", "weight_scale", "weight_global_scale")),
     *(("mxfp4", part) for part in ("weight_packed", "weight_scale")),
+    *(("nvfp4-a4", part) for part in ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale")),
     *(("fp8", part) for part in ("weight", "weight_scale")),
 ]
 
@@ -175,9 +179,11 @@ def test_a_weight_that_is_no_number(folder: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
 def test_a_global_scale_that_is_no_factor(value: float, folder: Callable[[str], Path]) -> None:
-    path = folder("nvfp4")
-    edit(path, lambda tensors: tensors.update({f"{LAYER}.weight_global_scale": torch.tensor([value])}))
-    need_error(path, "weight_global_scale: expected finite values above 0")
+    for part in ("weight_global_scale", "input_global_scale"):
+        path = folder("nvfp4-a4")
+        edit(path, lambda tensors: tensors.update({f"{LAYER}.{part}": torch.tensor([value])}))  # noqa: B023 - called at once
+        need_error(path, f"{part}: expected finite values above 0")
+        shutil.rmtree(path)
 
 
 def test_orders_that_are_none(folder: Callable[[str], Path]) -> None:

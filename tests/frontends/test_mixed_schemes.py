@@ -20,7 +20,8 @@ from qcompile.frontends.quantize import _set_weight_parameters
 
 CONFIG = llama_config(num_hidden_layers=1, vocab_size=32)
 DOWN = "model.layers.0.mlp.down_proj"
-UNKNOWN = ("FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "MXFP4", "MXFP8")
+KNOWN = ("FP8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "MXFP4", "MXFP8", "MXFP4XFP8", "W4AFP8")
+UNKNOWN = ("MXFP6A16", "MXFP6A8", "W4A4")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")  # Dynamo about a cache of compressed-tensors
 
@@ -41,13 +42,11 @@ def mixed(folder: Path, preset: str) -> Path:
             scheme = getattr(module, "quantization_scheme", None)
             if scheme is None:
                 continue
-            if scheme.weights.strategy == "block":
-                n, k = module.weight.shape
-                module.weight_scale.copy_(module.weight.reshape(n // 32, 32, k // 32, 32).abs().amax((1, 3)) / 448)
-            else:
-                _set_weight_parameters(module)
+            _set_weight_parameters(module)
             if hasattr(module, "input_global_scale"):
                 module.input_global_scale.fill_(100.0)
+            if hasattr(module, "input_scale"):
+                module.input_scale.fill_(0.02)
     compressor = import_module("compressed_tensors.compressors").ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder)
@@ -68,6 +67,15 @@ def from_pretrained(path: Path) -> Any:
 
 def served(model: Any) -> int:
     return sum(isinstance(module, PackedLinear | ByteLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("preset", KNOWN)
+def test_a_known_scheme_beside_another(preset: str, tmp_path: Path) -> None:
+    path = mixed(tmp_path, preset)
+    expected = logits(from_pretrained(path))
+    for model in (qcompile.load(path), prepare(from_pretrained(path))):
+        assert served(model) == 7 and not prepared_notes(model)
+        assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("preset", UNKNOWN)
@@ -92,7 +100,7 @@ def test_a_more_specific_target_counts(tmp_path: Path) -> None:
 
 
 def test_the_report_has_a_row_with_the_reason(tmp_path: Path) -> None:
-    model = qcompile.load(mixed(tmp_path, "FP8_DYNAMIC"))
+    model = qcompile.load(mixed(tmp_path, "MXFP6A16"))
     expected = logits(model)
     torch._dynamo.reset()
     compiled = qcompile.compile(model, rest="eager", measure=False)
@@ -101,7 +109,7 @@ def test_the_report_has_a_row_with_the_reason(tmp_path: Path) -> None:
     assert len(report.served) == 6
     rows = [row for row in report.unserved if row.module == DOWN]
     assert len(rows) == 1
-    assert "float-quantized" in rows[0].declined
+    assert "mxfp6" in rows[0].declined
     torch._dynamo.reset()
     with pytest.raises(BackendCompilerFailed, match=r"model\.layers\.0\.mlp\.down_proj: scheme"):
         logits(qcompile.compile(qcompile.load(tmp_path), rest="eager", measure=False, fallback="error"))
@@ -130,7 +138,7 @@ def test_what_such_a_layer_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_without_the_library_only_such_a_layer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = mixed(tmp_path, "FP8_DYNAMIC")
+    path = mixed(tmp_path, "MXFP6A16")
     import sys  # noqa: PLC0415 - changed here only
 
     monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)

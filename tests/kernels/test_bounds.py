@@ -15,10 +15,11 @@ UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
 WITHOUT_VNNI = ("avx2", "avx512", "avx512_bf16")
 # Of one level at least.
 LEAST_PRODUCTS = (
-    9 * 2 * 3 * 3 * 2 * 9 + 9 * 2 * 5 * 3 * 9
-)  # shapes, bits, variants, dtypes, rounded or not, rows; with books, scales
+    9 * 2 * 3 * 3 * 2 * 9 + 2 * 9 * 2 * 5 * 3 * 9
+)  # shapes, bits, variants, dtypes, rounded or not, rows; with books and numbers, scales
 LEAST_ATTENTION = 8 * 3 * 6 * 2 * 2  # shapes, dtypes, masks, causal or not, in one part or several
 LEAST_DENSE = 14 * 3 * 2 * 2  # shapes, dtypes, rows, bias or not
+LEAST_ROUNDINGS = 3 * 6 * 5 * 2  # dtypes, kinds, sizes, narrow or not
 LEAST_DIGESTS = 67 * 6  # chunks, bytes more or less
 
 
@@ -38,6 +39,11 @@ def unquantized(family: str) -> Sources:
     return sources | for_levels(family, WITHOUT_VNNI)
 
 
+def rounding() -> Sources:
+    sources = everywhere("bounds_rounding", "cpu/rounding.cpp", "cpu/rounding_generic.cpp")
+    return sources | for_levels("rounding", ("avx2", "avx512"))
+
+
 def digest() -> Sources:
     return everywhere("bounds_digest", "cpu/digest.cpp", "cpu/digest_generic.cpp") | for_levels("digest", ("avx2", "avx512"))
 
@@ -49,8 +55,9 @@ def digest() -> Sources:
         (unquantized("attention"), LEAST_ATTENTION),
         (unquantized("dense"), LEAST_DENSE),
         (digest(), LEAST_DIGESTS),
+        (rounding(), LEAST_ROUNDINGS),
     ],
-    ids=("products", "attention", "dense", "digest"),
+    ids=("products", "attention", "dense", "digest", "rounding"),
 )
 def test_every_kernel_under_address_sanitizer(sources: Sources, least: int, tmp_path: Path) -> None:
     flags = ("-O1", ADDRESS, *CHECKS_AS_CALLS.get(Path(compiler()).name, ()))
