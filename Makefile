@@ -35,7 +35,7 @@ setup: $(READY)  ## only the set-up: .venv, torch, zentorch where it runs, the e
 demo: $(READY) $(STAMPS)/minilm  ## quantize real models, run them packed, compare (SIZE=1b for a 1.1 B model)
 	$(BIN)/python -m demo --size $(SIZE)
 
-test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang  ## the tests, one process for each processor (JOBS=1 PYTEST_ARGS="-k report -x")
+test: $(READY) $(STAMPS)/minilm $(STAMPS)/clang $(STAMPS)/arm  ## the tests, one process for each processor (JOBS=1 PYTEST_ARGS="-k report -x")
 	$(BIN)/python -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(PYTEST_ARGS)
 
 quick: $(READY)  ## the quick tests, which compile no model: under a minute on two cores (PYTEST_ARGS="-k report -x")
@@ -104,6 +104,10 @@ $(STAMPS)/minilm: $(STAMPS)/packages
 $(STAMPS)/extension: $(STAMPS)/packages pyproject.toml $(SOURCES)
 	$(PIP) install --no-build-isolation --no-deps $(if $(CI),--config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON) --editable .
 	@touch $@
+
+$(STAMPS)/arm: $(STAMPS)/packages $(wildcard .ci/install-arm)
+	test ! -x .ci/install-arm || .ci/install-arm
+	@test "$(QCOMPILE_SKIP_ARM)" = 1 || touch $@
 
 $(STAMPS)/clang: $(STAMPS)/packages $(wildcard .ci/install-clang)
 	test ! -x .ci/install-clang || .ci/install-clang

@@ -39,7 +39,7 @@ int64_t most_queries(Isa isa) {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   static const bool has_tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0;
-  return has_tiles || isa == Isa::generic ? kFewQueries : std::numeric_limits<int64_t>::max();
+  return has_tiles || isa == Isa::generic || isa >= Isa::neon ? kFewQueries : std::numeric_limits<int64_t>::max();
 #else
   (void)isa;
   return kFewQueries;

@@ -37,6 +37,9 @@ std::string native_cpu_features() {
   add(here.avx512_vnni, "avx512_vnni");
   add(here.avx512_bf16, "avx512_bf16");
   add(here.avx512_vbmi, "avx512_vbmi");
+  add(here.neon, "neon");
+  add(here.arm_dotprod, "arm_dotprod");
+  add(here.arm_bf16, "arm_bf16");
   return names;
 }
 

@@ -4,7 +4,7 @@
 //
 // A Dot says how 4 values of k of one block are multiplied: kValueBytes for each value of x, Weights and decode(line) for a
 // line, add(sum, weights, x) for one row. With one byte, q' = q, zx' = zx and the weights are made unsigned by adding 128,
-// which leaves again as 128 sum_k q; with two, q' = q - zx and zx' = 0. Groups of up to 65536 values cannot overflow:
+// which leaves again as 128 sum_k q (kAdded; 0 where both factors are signed); with two, q' = q - zx and zx' = 0. Groups of up to 65536 values cannot overflow:
 // 255 * 128 * 65536 < 2^31.
 #pragma once
 
@@ -20,7 +20,7 @@ struct Int8Body {
 
   static int64_t parts(Dtype) { return 1; }
 
-  // A prepared panel of R rows: [R] scales, [R] zx' (int32), [groups][R] 128 * sum of q (int32), [groups][R] sums of q - zx,
+  // A prepared panel of R rows: [R] scales, [R] zx' (int32), [groups][R] kAdded * sum of q (int32), [groups][R] sums of q - zx,
   // then [lines][R] values of x.
   static int64_t row_bytes(const PackedShape& shape) { return 8 + shape.groups() * 8 + shape.padded_k() * Dot::kValueBytes; }
 
@@ -110,7 +110,7 @@ struct Int8Body {
           for (int64_t i = 0; i < padded; i += kLineK, to += count * kLineK * Dot::kValueBytes)
             Dot::write(codes + i, zero, to);
         }
-        added[g * count + row] = 128 * sum;
+        added[g * count + row] = Dot::kAdded * sum;
         sums[g * count + row] = static_cast<float>(sum - zero * static_cast<int32_t>(group_k));
       }
     }

@@ -14,6 +14,10 @@ constexpr Choice<LevelKernels> kLevels[] = {
     {&CpuFeatures::avx_vnni, &kAvx2VnniKernels},
     {&CpuFeatures::vnni_256, &kAvx2VnniEvexKernels},
     {&CpuFeatures::avx2, &kAvx2Kernels},
+#elif defined(__aarch64__)
+    {&CpuFeatures::arm_bf16, &kNeonBf16Kernels, true},
+    {&CpuFeatures::arm_dotprod, &kNeonDotprodKernels},
+    {&CpuFeatures::neon, &kNeonKernels},
 #endif
     {nullptr, &kGenericKernels},
 };

@@ -5,6 +5,8 @@
 
 #if defined(__AVX2__) && QCOMPILE_WIDTH >= 8
 #include <immintrin.h>
+#elif defined(__aarch64__) && QCOMPILE_WIDTH == 4
+#include <arm_neon.h>
 #endif
 
 namespace qcompile {
@@ -34,6 +36,20 @@ struct Book {
     // Bit 3 says which half: shifted to the sign, where the blend looks.
     return same_bits<Floats>(_mm256_blendv_ps(_mm256_permutevar8x32_ps(first, at), _mm256_permutevar8x32_ps(last, at),
                                               same_bits<__m256>(index << 28)));
+  }
+};
+
+#elif defined(__aarch64__) && QCOMPILE_WIDTH == 4
+
+struct Book {
+  uint8x16x4_t bytes;
+
+  explicit Book(const uint8_t* from) : bytes{{vld1q_u8(from), vld1q_u8(from + 16), vld1q_u8(from + 32), vld1q_u8(from + 48)}} {}
+
+  Floats operator()(const Words& index) const {
+    // The numbers of the four bytes of each entry.
+    const Words places = (index & 15u) * 0x04040404u + 0x03020100u;
+    return same_bits<Floats>(vqtbl4q_u8(bytes, same_bits<uint8x16_t>(places)));
   }
 };
 

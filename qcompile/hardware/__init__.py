@@ -86,4 +86,4 @@ def summary(where: Platform | None = None) -> str:
 
 
 X86_SHOWN = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_int8", "amx_bf16")
-SHOWN = (*X86_SHOWN, "asimd", "i8mm", "bf16", "sve")
+SHOWN = (*X86_SHOWN, "asimd", "asimddp", "i8mm", "bf16", "sve")
