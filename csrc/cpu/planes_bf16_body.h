@@ -117,6 +117,7 @@ struct PlanesBf16Body {
     const int64_t groups = shape.groups(), halves = shape.group_halves();
     const float* const sums = reinterpret_cast<const float*>(args.panel);
     Meta meta;
+    begin_meta(weight, &meta);
     for (int64_t block = args.begin; block < args.end; ++block) {
       const uint8_t* const tiles = weight.codes + block * shape.lines() * kLineBytes;
       __m512 total[R];

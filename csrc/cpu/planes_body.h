@@ -126,6 +126,7 @@ struct PlanesBody {
     const int64_t groups = shape.groups(), halves = shape.group_halves(), runs = group_runs(shape);
     const float* const sums = reinterpret_cast<const float*>(args.panel);
     Meta meta;
+    begin_meta(weight, &meta);
     for (int64_t block = args.begin; block < args.end; ++block) {
       const uint8_t* const tiles = weight.codes + block * shape.lines() * kLineBytes;
       Floats total[R][kParts] = {};

@@ -69,15 +69,23 @@ struct Meta {
   alignas(64) float zero[kGroups][kBlock];
 };
 
+// One of the two, scale or offset, as it is stored.
+struct Level {
+  NumberKind kind, outer_kind;
+  const uint8_t *numbers, *outer;
+  float bias;  // of integers
+};
+
+// Half a tile of integers of the inner level as floats.
 template <int kBits, int kFirst, int... J>
 inline void read_fields(const uint8_t* tile, float (*to)[kBlock], std::integer_sequence<int, J...>) {
   for (int part = 0; part < kParts; ++part) {
     const auto word = [&](int i) { return load<Words>(tile + i * kLineBytes + part * kWidth * 4); };
-    const auto put = [&](int j, const Words& bits, int bit) {
-      const Floats number = to_floats(same_bits<Ints>(bits >> bit));
+    const auto put = [&](int j, const Words& bits, float unit) {
+      const Floats number = to_floats(same_bits<Ints>(bits)) * unit;
       std::memcpy(to[j] + part * kWidth, &number, sizeof number);
     };
-    (put(J, bits_at<kBits, kFirst + J>(word), Place<kBits, kFirst + J>::bit), ...);
+    (put(J, bits_at<kBits, kFirst + J>(word), 1.0f / static_cast<float>(1u << Place<kBits, kFirst + J>::bit)), ...);
   }
 }
 
@@ -94,25 +102,24 @@ inline void read_inner(const PlanesWeight& weight, int64_t block, int64_t half, 
   }
 }
 
-// One of scale and offset of `count` groups from `first` on. inner: [fields][16] of these groups, every `step`-th of which is meant.
-struct Level {
-  NumberKind kind, outer_kind;
-  const uint8_t *numbers, *outer;
-  float bias;
-};
-
+// One level of `count` groups from `first` on. inner: [fields][16] of these groups, every `step`-th of which is meant.
 inline void read_level(const PlanesShape& shape, const Level& level, int64_t block, int64_t first, int64_t count,
                        const float (*inner)[kBlock], int64_t step, float (*to)[kBlock]) {
-  const int64_t groups = shape.groups(), outer_groups = shape.outer_groups(), each = shape.groups_per_outer();
-  for (int64_t i = 0; i < count; ++i) {
+  const int64_t begin = block * shape.groups() + first, each = shape.groups_per_outer();
+  int64_t h = first / each, end = (h + 1) * each - first;  // groups that share an outer scale
+  for (int64_t i = 0; i < count; ++h, end += each) {
+    const int64_t until = smaller(end, count), outer = (block * shape.outer_groups() + h) * kBlock;
     for (int part = 0; part < kParts; ++part) {
-      Floats number = level.kind == NumberKind::inner
-                          ? load<Floats>(inner[i * step] + part * kWidth) - level.bias
-                          : load_numbers(level.kind, level.numbers, (block * groups + first + i) * kBlock + part * kWidth);
-      if (level.outer != nullptr)
-        number *= load_numbers(level.outer_kind, level.outer, (block * outer_groups + (first + i) / each) * kBlock + part * kWidth);
-      std::memcpy(to[i] + part * kWidth, &number, sizeof number);
+      const Floats factor = level.outer == nullptr ? all(1.0f) : load_numbers(level.outer_kind, level.outer, outer + part * kWidth);
+      for (int64_t j = i; j < until; ++j) {
+        const Floats number = level.kind == NumberKind::inner
+                                  ? load<Floats>(inner[j * step] + part * kWidth) - level.bias
+                                  : load_numbers(level.kind, level.numbers, (begin + j) * kBlock + part * kWidth);
+        const Floats scaled = number * factor;
+        std::memcpy(to[j] + part * kWidth, &scaled, sizeof scaled);
+      }
     }
+    i = until;
   }
 }
 
@@ -120,8 +127,26 @@ inline float bias_of(const PlanesShape& shape, uint8_t flag) {
   return shape.has(flag) ? static_cast<float>(1 << (shape.inner_bits - 1)) : 0.0f;
 }
 
-// What is needed of `count` groups of a block, from `first`, a multiple of Meta::kGroups, on.
-inline void read_meta(const PlanesWeight& weight, int64_t block, int64_t first, int64_t count, Meta* meta) {
+inline void read_zeros(const PlanesWeight& weight, int64_t first, int64_t count, float (*to)[kBlock]) {
+  const bool is_signed = weight.shape.bits == 8;
+  for (int64_t i = 0; i < count; ++i)
+    for (int part = 0; part < kParts; ++part) {
+      Words zero = load_bytes(weight.zeros + (first + i) * kBlock + part * kWidth);
+      if (is_signed) zero = same_bits<Words>(same_bits<Ints>(zero << 24) >> 24);
+      const Floats number = to_floats(same_bits<Ints>(zero));
+      std::memcpy(to[i] + part * kWidth, &number, sizeof number);
+    }
+}
+
+// What is the same for all groups.
+inline void begin_meta(const PlanesWeight& weight, Meta* meta) {
+  for (auto& group : meta->zero)
+    for (float& zero : group) zero = static_cast<float>(weight.shape.implied_zero());
+}
+
+// What is needed of `count` groups of a block, from `first`, a multiple of Meta::kGroups, on; not inlined, as every number of rows has
+// the same.
+[[maybe_unused]] __attribute__((noinline)) void read_meta(const PlanesWeight& weight, int64_t block, int64_t first, int64_t count, Meta* meta) {
   const PlanesShape& shape = weight.shape;
   alignas(64) float inner[2 * Meta::kGroups][kBlock];
   const int64_t fields = shape.inner_fields();
@@ -133,12 +158,7 @@ inline void read_meta(const PlanesWeight& weight, int64_t block, int64_t first, 
     const Level offset = {shape.offsets, shape.outer_offset, weight.offsets, weight.outer_offset, bias_of(shape, kSignedOffsets)};
     read_level(shape, offset, block, first, count, inner + (fields == 2 ? 1 : 0), fields, meta->offset);
   }
-  for (int64_t i = 0; i < count; ++i)
-    for (int lane = 0; lane < kBlock; ++lane) {
-      const uint8_t* const at = weight.zeros + (block * shape.groups() + first + i) * kBlock + lane;
-      const int zero = weight.zeros == nullptr ? shape.implied_zero() : shape.bits == 8 ? static_cast<int8_t>(*at) : *at;
-      meta->zero[i][lane] = static_cast<float>(zero);
-    }
+  if (weight.zeros != nullptr) read_zeros(weight, block * shape.groups() + first, count, meta->zero);
 }
 
 }  // namespace
