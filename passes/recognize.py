@@ -148,7 +148,8 @@ def _site(
     tensors = [state.constants[leaf].tensor for leaf in leaves]
     low = _largest(low_bit_leaves(leaves))
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
-    outer = named_arguments(made[0])["outer"] is not None
+    given = named_arguments(made[0])
+    outer, offsets = given["outer"] is not None, given["offsets"]
     site = Site(
         n=product.n,
         k=product.k,
@@ -166,6 +167,11 @@ def _site(
         allow_a8=state.options.allow_a8,
         act_zero=rounded is not None and rounded.zero is not None,
         outer=outer,
+        outer_group=proposal.outer_group if proposal.outer_group != product.k else 0,
+        offset=offsets is not None,
+        offset_dtype=torch.float32 if offsets is None else value(offsets).dtype,
+        outer_offset=given["outer_offset"] is not None,
+        inner_bits=reading.inner_bits,
     )
     return GraphSite(
         *made,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qcompile.errors import WeightError
 from qcompile.hardware import Platform
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight, group_count
+from qcompile.meaning import INNER_DTYPES, NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight, group_count
 
 Reasons = tuple[str, ...]  # empty means yes
 # What else than quantized linears has a kernel of ours: the pass that finds it, also the format of its rows -> the kernel.
@@ -51,6 +51,8 @@ class Site:
     symmetric: no zero points. zero_range: least and largest zero point (unsigned convention), (0, 0) if symmetric.
     act_zero: a static activation has a zero point.
     allow_a8: the user permits quantizing activations although the checkpoint does not ask for it.
+    outer, offset, outer_offset: it has such operands; outer_group as in meaning.QuantizedWeight. inner_bits: of scales and offsets
+    that are integers, the bits that hold them: 4, 6 or 8 (0: none are).
     """
 
     n: int
@@ -69,6 +71,11 @@ class Site:
     allow_a8: bool = False
     act_zero: bool = False
     outer: bool = False
+    outer_group: int = 0
+    offset: bool = False
+    offset_dtype: torch.dtype = torch.float32
+    outer_offset: bool = False
+    inner_bits: int = 0
 
     @property
     def groups(self) -> int:
@@ -98,6 +105,14 @@ def most_bits(site: Site, bits: int) -> Need:
 
 def whole_groups(site: Site) -> Need:
     return site.k % site.group == 0, f"takes groups that divide K, got groups of {site.group} with K={site.k}"
+
+
+def no_offsets(site: Site) -> Need:
+    return not site.offset, "takes integer zero points or none, each group of these weights has a real offset"
+
+
+def one_level(site: Site) -> Need:
+    return not site.outer, "takes scales of one level, these weights have an outer scale as well"
 
 
 def weight_only(site: Site) -> Need:
@@ -221,7 +236,25 @@ def site_of(
         device=weight.codes.device.type,
         act_zero=activation.kind == "tensor" and act_zero is not None,
         outer=weight.outer is not None,
+        outer_group=weight.outer_group if weight.outer_group != weight.k else 0,
+        offset=weight.offsets is not None,
+        offset_dtype=torch.float32 if weight.offsets is None else weight.offsets.dtype,
+        outer_offset=weight.outer_offset is not None,
+        inner_bits=inner_bits(weight.scales, weight.offsets),
     )
+
+
+def inner_bits(*levels: Tensor | None) -> int:
+    """4, 6 or 8, the bits that hold those of the tensors that are integers, signed or not as their dtype is; 0 if none are."""
+    needed = max((_width(level) for level in levels if level is not None and level.dtype in INNER_DTYPES), default=0)
+    return next(width for width in (0, 4, 6, 8) if needed <= width)
+
+
+def _width(level: Tensor) -> int:
+    if level.numel() == 0:
+        return 1
+    least, most = (int(item) for item in torch.aminmax(level))
+    return max(most.bit_length() + 1, (-least - 1).bit_length() + 1) if level.dtype is torch.int8 else max(most.bit_length(), 1)
 
 
 class KernelCall:

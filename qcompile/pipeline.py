@@ -125,6 +125,8 @@ class GraphSite:
             symmetric=site.symmetric,
             act_order=site.act_order,
             codebook=site.codebook,
+            offset=site.offset,
+            two_level=site.outer and site.inner_bits > 0,
             n=site.n,
             k=site.k,
             activation=site.activation.spec,

@@ -12,7 +12,8 @@ from itertools import pairwise, takewhile
 import torch
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS, all_finite, in_groups, row_pieces, ungrouped
+from qcompile.codebooks import CODE_BOOKS
+from qcompile.meaning import all_finite, in_groups, row_pieces, ungrouped
 from qcompile.proofs.weight import rounded_to, tolerance
 from qcompile.recognize.scales import Grid, Scale, further, singles
 

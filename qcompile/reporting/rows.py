@@ -20,6 +20,7 @@ class SiteReport:
 
     module         path of the layer in the model ("model.layers.0.mlp.up_proj")
     format         the storage format's name; bits, group, symmetric, act_order, codebook: as in meaning.QuantizedWeight
+    offset         each group has a real offset; two_level: its scales or offsets are integers times an outer scale
     activation     how the layer's input is rounded before the product, "" for not at all
     kernel         the kernel that runs it, None if it is unserved
     reasons        kernel name -> sentences, for every kernel that was not taken (also the ones that are only slower)
@@ -43,6 +44,8 @@ class SiteReport:
     symmetric: bool = True
     act_order: bool = False
     codebook: str = ""
+    offset: bool = False
+    two_level: bool = False
     n: int = 0
     k: int = 0
     activation: str = ""
@@ -73,7 +76,8 @@ class SiteReport:
             return "?"
         kind = "fp" if self.codebook else "int"
         group = "channel" if self.group == self.k else f"g{self.group}"
-        extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
+        there = (not self.symmetric, "asym"), (self.offset, "offset"), (self.two_level, "two-level"), (self.act_order, "act-order")
+        extras = "".join(f" {word}" for has, word in there if has)
         rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
         return f"{kind}{self.bits} {group}{extras}{', ' if rounded else ''}{rounded}"
 

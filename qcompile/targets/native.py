@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.codebooks import CODE_BOOKS
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
 from qcompile.kernel import (
@@ -17,12 +18,15 @@ from qcompile.kernel import (
     Site,
     integer_codes,
     most_bits,
+    no_offsets,
     on_cpu,
+    one_level,
     rounding_permitted,
     unmet,
     weight_only,
 )
-from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, ActivationQuant, Operands, group_count
+from qcompile.meaning import BLOCK_SCALE_DTYPES, ActivationQuant, Operands, group_count
+from qcompile.targets import native_planes
 from qcompile.targets.native_ops import PACKED_LAYOUT, missing_ops, packed_bytes
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -60,6 +64,8 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
         on_cpu(site),
         integer_codes(site),
         most_bits(site, bits),
+        no_offsets(site),
+        one_level(site),
         _float_activations(site),
         (site.scale_dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (
@@ -81,6 +87,7 @@ def refuses_book4(site: Site) -> Reasons:
         (bool(site.codebook), "takes codes of a code book, these are integers"),
         most_bits(site, 4),
         _float_activations(site),
+        (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
         weight_only(site),
     )
@@ -146,8 +153,9 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 
 def pack_book4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes), with the code book and both levels of scales."""
+    outer = None if weight.outer is None else weight.outer.to(torch.float32)
     book = torch.tensor(CODE_BOOKS[site.codebook], dtype=torch.float32, device="cpu")
-    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, weight.outer, book, site.group)
+    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, outer, book, site.group)
     return (packed,)
 
 
@@ -228,6 +236,11 @@ def _wide(site: Site) -> tuple[tuple[int, float], ...]:
     return INT4_FACTORS if site.dtype == torch.bfloat16 else WIDE_FACTORS
 
 
+def _wide_unless_narrow(site: Site) -> tuple[tuple[int, float], ...]:
+    """Codes of 8 bits at their own width have no product of pairs of bfloat16."""
+    return _wide(site) if site.bits < 8 else WIDE_FACTORS
+
+
 KERNELS: tuple[Kernel, ...] = (
     Kernel(
         name="native.int4",
@@ -250,6 +263,7 @@ KERNELS: tuple[Kernel, ...] = (
         layout=layout,
         seconds=_seconds_book4,
     ),
+    native_planes.kernel(missing, readable_extras, _wide_unless_narrow),
     Kernel(
         name="native.int8",
         missing=missing,

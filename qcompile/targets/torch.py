@@ -18,7 +18,9 @@ from qcompile.kernel import (
     Site,
     integer_codes,
     most_bits,
+    no_offsets,
     on_cpu,
+    one_level,
     rounding_permitted,
     scales_fit_float16,
     unmet,
@@ -75,6 +77,8 @@ def _common(site: Site) -> tuple[Need, ...]:
     return (
         on_cpu(site),
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         (site.dtype in FLOATS, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
     )
 

@@ -29,9 +29,10 @@ from torch import Tensor
 import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
+from qcompile.codebooks import CODE_BOOKS
 from qcompile.hardware import platform
 from qcompile.kernel import Site, site_of
-from qcompile.meaning import CODE_BOOKS, NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight, group_count, in_groups
+from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight, group_count, in_groups
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
 from qcompile.targets.registry import kernels
