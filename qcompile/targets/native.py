@@ -85,6 +85,7 @@ def refuses_book4(site: Site) -> Reasons:
     return unmet(
         on_cpu(site),
         (bool(site.codebook), "takes codes of a code book, these are integers"),
+        no_offsets(site),
         most_bits(site, 4),
         _float_activations(site),
         (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
