@@ -254,7 +254,9 @@ def _width(level: Tensor) -> int:
     if level.numel() == 0:
         return 1
     least, most = (int(item) for item in torch.aminmax(level))
-    return max(most.bit_length() + 1, max(-least - 1, 0).bit_length() + 1) if level.dtype is torch.int8 else max(most.bit_length(), 1)
+    if level.dtype is torch.uint8:
+        return max(most.bit_length(), 1)
+    return max(most, -least - 1, 0).bit_length() + 1
 
 
 class KernelCall:
