@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qcompile.meaning import NUMBERS, QuantizedWeight, group_count
+from qcompile.codebooks import NUMBERS
+from qcompile.meaning import QuantizedWeight, group_count
 
 BLOCK = 128  # outputs and values of K that share a scale in fp8-block
 

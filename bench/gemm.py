@@ -33,8 +33,9 @@ import qcompile
 from bench.formats import FORMATS, integers, stored_bytes
 from bench.peers import LIBRARIES, peers_of
 from bench.peers.peer import Peer, copies_of
+from qcompile.activations import ActivationQuant
 from qcompile.errors import KernelRefusedError
-from qcompile.meaning import ActivationQuant, QuantizedWeight
+from qcompile.meaning import QuantizedWeight
 from qcompile.targets.native_ops import missing_ops
 from qcompile.targets.registry import kernels
 from qcompile.weights.memory import retired

@@ -5,12 +5,12 @@ import logging
 import torch
 from torch import fx
 
+from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.errors import brief
 from qcompile.graph.change import Change
 from qcompile.graph.nodes import is_call, named_arguments, value
 from qcompile.graph.walk import constant_nodes, followers, leaves_of
 from qcompile.kernel import Site
-from qcompile.meaning import NO_ACTIVATION_QUANT
 from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.recognize.activation import Rounded, recognize_activation
@@ -148,7 +148,8 @@ def _site(
     tensors = [state.constants[leaf].tensor for leaf in leaves]
     low = _largest(low_bit_leaves(leaves))
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
-    outer = named_arguments(made[0])["outer"] is not None
+    given = named_arguments(made[0])
+    outer, offsets = given["outer"] is not None, given["offsets"]
     site = Site(
         n=product.n,
         k=product.k,
@@ -167,6 +168,11 @@ def _site(
         act_zero=rounded is not None and rounded.zero is not None,
         outer=outer,
         rows=1 if product.post else proposal.rows,
+        outer_group=proposal.outer_group if proposal.outer_group != product.k else 0,
+        offset=offsets is not None,
+        offset_dtype=torch.float32 if offsets is None else value(offsets).dtype,
+        outer_offset=given["outer_offset"] is not None,
+        inner_bits=reading.inner_bits,
     )
     return GraphSite(
         *made,

@@ -6,9 +6,10 @@ from qcompile.errors import QCompileError
 from qcompile.versions import blamed, installed
 
 with blamed("torch"):
+    from qcompile.activations import ActivationQuant
     from qcompile.api import compile, explain, load, pack_linear, prepare
     from qcompile.hardware import platform
-    from qcompile.meaning import ActivationQuant, QuantizedWeight
+    from qcompile.meaning import QuantizedWeight
     from qcompile.options import Options
     from qcompile.reporting.report import Report, report
     from qcompile.reporting.rows import SiteReport

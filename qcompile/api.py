@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qcompile import versions
+from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
 from qcompile.backend import backend, compile_graph
 from qcompile.errors import KernelRefusedError, WeightError
 from qcompile.graph.capture import dynamo_constants
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands, QuantizedWeight
+from qcompile.meaning import QuantizedWeight
 from qcompile.reporting import unseen
 from qcompile.reporting.report import Report, gathered
 from qcompile.reporting.rows import SiteReport
@@ -117,7 +118,7 @@ def pack_linear(
     elif reasons := wanted.reasons(site, here):
         raise KernelRefusedError(wanted.name, reasons)
     chosen = wanted
-    operands = Operands(weight.codes, weight.scales, weight.zeros, weight.perm, bias, act_scale, act_zero, weight.outer)
+    operands = weight.operands._replace(bias=bias, act_scale=act_scale, act_zero=act_zero)
     packed = chosen.packed(operands, site)
     if chosen.retire_addresses:
         from qcompile.weights.memory import retired  # noqa: PLC0415 - only this path needs the arena

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
+from qcompile.codebooks import NUMBERS
 from qcompile.errors import WeightError
 from qcompile.hardware import Platform
-from qcompile.meaning import NO_ACTIVATION_QUANT, NUMBERS, ActivationQuant, Operands, QuantizedWeight, group_count
+from qcompile.meaning import INNER_DTYPES, Operands, QuantizedWeight, group_count
 
 Reasons = tuple[str, ...]  # empty means yes
 # What else than quantized linears has a kernel of ours: the pass that finds it, also the format of its rows -> the kernel.
@@ -52,6 +54,8 @@ class Site:
     act_zero: a static activation has a zero point.
     rows: outputs that share their scales, in blocks from the first on; N for a scale of the whole tensor.
     allow_a8: the user permits quantizing activations although the checkpoint does not ask for it.
+    outer, offset, outer_offset: it has such operands; outer_group as in meaning.QuantizedWeight. inner_bits: of scales and offsets
+    that are integers, the bits that hold them: 4, 6 or 8 (0: none are).
     """
 
     n: int
@@ -71,6 +75,11 @@ class Site:
     act_zero: bool = False
     outer: bool = False
     rows: int = 1
+    outer_group: int = 0
+    offset: bool = False
+    offset_dtype: torch.dtype = torch.float32
+    outer_offset: bool = False
+    inner_bits: int = 0
 
     @property
     def groups(self) -> int:
@@ -101,6 +110,14 @@ def most_bits(site: Site, bits: int) -> Need:
 
 def whole_groups(site: Site) -> Need:
     return site.k % site.group == 0, f"takes groups that divide K, got groups of {site.group} with K={site.k}"
+
+
+def no_offsets(site: Site) -> Need:
+    return not site.offset, "takes integer zero points or none, each group of these weights has a real offset"
+
+
+def one_level(site: Site) -> Need:
+    return not site.outer, "takes scales of one level, these weights have an outer scale as well"
 
 
 def weight_only(site: Site) -> Need:
@@ -234,7 +251,27 @@ def site_of(
         device=weight.codes.device.type,
         act_zero=activation.kind == "tensor" and act_zero is not None,
         outer=weight.outer is not None,
+        outer_group=weight.outer_group if weight.outer_group != weight.k else 0,
+        offset=weight.offsets is not None,
+        offset_dtype=torch.float32 if weight.offsets is None else weight.offsets.dtype,
+        outer_offset=weight.outer_offset is not None,
+        inner_bits=inner_bits(weight.scales, weight.offsets),
     )
+
+
+def inner_bits(*levels: Tensor | None) -> int:
+    """4, 6 or 8, the bits that hold those of the tensors that are integers, signed or not as their dtype is; 0 if none are."""
+    needed = max((_width(level) for level in levels if level is not None and level.dtype in INNER_DTYPES), default=0)
+    return next(width for width in (0, 4, 6, 8) if needed <= width)
+
+
+def _width(level: Tensor) -> int:
+    if level.numel() == 0:
+        return 1
+    least, most = (int(item) for item in torch.aminmax(level))
+    if level.dtype is torch.uint8:
+        return max(most.bit_length(), 1)
+    return max(most, -least - 1, 0).bit_length() + 1
 
 
 class KernelCall:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.errors import ReleasedWeightError, UnknownNameError
 from qcompile.formats.layouts import LAYOUTS, Packing, Stored
-from qcompile.meaning import ActivationQuant, dequantize, in_groups, row_pieces, ungrouped, values_of
+from qcompile.meaning import Operands, dense_of, in_groups, row_pieces, ungrouped, values_of
 from qcompile.torch_internals.tensors import check
 
 # FRAGMENT, because the compiled library (qcompile/_C.so) adds operators to the same namespace.
@@ -23,8 +24,8 @@ _PIECE = 1 << 21  # elements
 
 LIBRARY.define(
     "quantized_linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros=None, Tensor? perm=None, Tensor? bias=None, "
-    "Tensor? act_scale=None, Tensor? act_zero=None, Tensor? outer=None, *, int group, str codebook='', str activation='none') "
-    "-> Tensor"
+    "Tensor? act_scale=None, Tensor? act_zero=None, Tensor? outer=None, Tensor? offsets=None, Tensor? outer_offset=None, *, "
+    "int group, str codebook='', str activation='none', int outer_group=0) -> Tensor"
 )
 LIBRARY.define("fake_quantize(Tensor x, Tensor? scale, Tensor? zero, str activation) -> Tensor")
 
@@ -39,20 +40,23 @@ def _quantized_linear(
     act_scale: Tensor | None = None,
     act_zero: Tensor | None = None,
     outer: Tensor | None = None,
+    offsets: Tensor | None = None,
+    outer_offset: Tensor | None = None,
     *,
     group: int,
     codebook: str = "",
     activation: str = "none",
+    outer_group: int = 0,
 ) -> Tensor:
     """y = act(x)[..., perm] @ W.T + bias with W of meaning.QuantizedWeight; x [..., K] -> y [..., N] in the dtype of x."""
     rounded = ActivationQuant.parse(activation).apply(x, act_scale, act_zero)
     if perm is not None:
         rounded = rounded.index_select(-1, perm)
     # Some rows at a time: in float32 the weight of a large layer would be hundreds of megabytes.
+    stored = Operands(codes, scales, zeros, outer=outer, offsets=offsets, outer_offset=outer_offset)
     weight = torch.empty(codes.shape, dtype=x.dtype, device=codes.device)
     for part in row_pieces(codes.shape[0], codes.shape[1], _PIECE):
-        points, level = (None if item is None else item[part] for item in (zeros, outer))
-        weight[part] = dequantize(codes[part], scales[part], points, group, codebook, x.dtype, level)
+        weight[part] = dense_of(stored.rows(part), group, codebook, outer_group).to(x.dtype)
     return _product(rounded, weight, bias)
 
 
@@ -166,7 +170,7 @@ dequantize_packed = torch.ops.qcompile.dequantize_packed.default
 class Structure(NamedTuple):
     """The static arguments of one layer's dequantization.
 
-    activation: the spec of meaning.ActivationQuant, "none" for weight-only layers; rows: outputs that share a scale.
+    activation: the spec of activations.ActivationQuant, "none" for weight-only layers; rows: outputs that share a scale.
     """
 
     layout: str

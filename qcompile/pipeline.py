@@ -126,6 +126,8 @@ class GraphSite:
             act_order=site.act_order,
             codebook=site.codebook,
             rows=site.rows,
+            offset=site.offset,
+            two_level=site.outer and site.inner_bits > 0,
             n=site.n,
             k=site.k,
             activation=site.activation.spec,

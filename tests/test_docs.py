@@ -10,10 +10,11 @@ import pytest
 import torch
 from support.weights import reference
 
+from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.cli import COMMANDS, parser
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
-from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight, sqnr_db
+from qcompile.meaning import Operands, QuantizedWeight, sqnr_db
 from qcompile.options import Options
 from qcompile.reporting.rows import SiteReport
 from qcompile.targets.registry import kernels

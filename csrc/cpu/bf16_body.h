@@ -54,12 +54,14 @@ inline __m512 load_offsets(const PackedWeight& weight, int64_t meta) {
 
 inline __mmask16 lanes_of(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 
-inline __m512 load_bias(const PanelArgs& args, int64_t column) {
+template <class Args>
+inline __m512 load_bias(const Args& args, int64_t column) {
   if (args.output.bias == nullptr) return _mm512_setzero_ps();
   return _mm512_maskz_loadu_ps(lanes_of(args.weight->shape.n - column), args.output.bias + column);
 }
 
-inline void store_row_512(const PanelArgs& args, int64_t row, int64_t column, __m512 value) {
+template <class Args>
+inline void store_row_512(const Args& args, int64_t row, int64_t column, __m512 value) {
   const __mmask16 lanes = lanes_of(args.weight->shape.n - column);
   uint16_t* at = static_cast<uint16_t*>(args.output.y) + row * args.output.stride + column;
   const __m256i half = args.dtype == Dtype::fp16

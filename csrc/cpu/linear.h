@@ -21,7 +21,7 @@ enum class Family : int {
   e5m2 = 6,
 };
 
-// How x is rounded (the formulas are those of ActivationQuant in qcompile/meaning.py).
+// How x is rounded (the formulas are those of ActivationQuant in qcompile/activations.py).
 enum class Rounding : int {
   token = 0,             // symmetric, one scale for each row
   token_asymmetric = 1,  // one scale and zero point for each row
@@ -52,7 +52,8 @@ struct LinearOutput {
 };
 
 // Of several panels each goes over so many blocks before the next blocks: codes come from memory once and from L2 afterwards.
-inline int64_t blocks_at_once(const PackedShape& shape) {
+template <class Shape>
+inline int64_t blocks_at_once(const Shape& shape) {
   constexpr int64_t kKeptBytes = 384 << 10;
   const int64_t blocks = kKeptBytes / (shape.lines() * kLineBytes);
   return blocks > 1 ? blocks : 1;
@@ -61,16 +62,19 @@ inline int64_t blocks_at_once(const PackedShape& shape) {
 // One implementation. Weights are decoded on the way to the multiplier, so there is no scratch. A caller splits m into
 // chunks of at most max_rows, prepares the input of a chunk once (ranges of panels, in parallel if it likes) and then runs
 // ranges of blocks (in parallel).
-struct LinearKernel {
+template <class Weight>
+struct LinearKernelOf {
+  using Shape = decltype(Weight::shape);
   const char* name;
   // Rows of one preparation: bounded so that the prepared input stays in cache.
-  int64_t (*max_rows)(const PackedShape& shape);
-  int64_t (*prepared_bytes)(const PackedShape& shape, Dtype dtype, int64_t m);
+  int64_t (*max_rows)(const Shape& shape);
+  int64_t (*prepared_bytes)(const Shape& shape, Dtype dtype, int64_t m);
   int64_t (*panels)(Dtype dtype, int64_t m);
-  void (*prepare)(const PackedWeight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end);
-  void (*run)(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
-              int64_t begin, int64_t end);
+  void (*prepare)(const Weight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end);
+  void (*run)(const Weight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output, int64_t begin,
+              int64_t end);
 };
+using LinearKernel = LinearKernelOf<PackedWeight>;
 
 // What one source file compiled for an ISA provides; null where it leaves a family to others.
 struct LevelKernels {

@@ -35,31 +35,36 @@ inline void fetch_ahead(const uint8_t* line) {
 
 [[maybe_unused]] inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-struct PanelArgs {
-  const PackedWeight* weight;
+template <class Weight>
+struct PanelArgsOf {
+  const Weight* weight;
   const uint8_t* panel;
   LinearOutput output;  // from the first row of the panel on
   Dtype dtype;
   int64_t begin, end;   // blocks
 };
+using PanelArgs = PanelArgsOf<PackedWeight>;
 
-template <class Body>
+template <class Body, class Weight = PackedWeight>
 struct Panels {
+  using Shape = decltype(Weight::shape);
+  using Args = PanelArgsOf<Weight>;
+
   static int64_t count(Dtype dtype, int64_t m) { return (m * Body::parts(dtype) + Body::kMostRows - 1) / Body::kMostRows; }
 
   // First row of x of a panel: panels differ by at most one row of x.
   static int64_t start(Dtype dtype, int64_t m, int64_t panel) { return m * panel / count(dtype, m); }
 
-  static int64_t max_rows(const PackedShape& shape) {
+  static int64_t max_rows(const Shape& shape) {
     constexpr int64_t kMostBytes = 12 << 20;
     return smaller(768, larger(96, kMostBytes / (Body::row_bytes(shape) + 1) / 12 * 12));
   }
 
-  static int64_t prepared_bytes(const PackedShape& shape, Dtype dtype, int64_t m) {
+  static int64_t prepared_bytes(const Shape& shape, Dtype dtype, int64_t m) {
     return Body::row_bytes(shape) * m * Body::parts(dtype);
   }
 
-  static void prepare(const PackedWeight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end) {
+  static void prepare(const Weight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = start(input.dtype, input.m, panel);
       uint8_t* const out = static_cast<uint8_t*>(prepared) + first * Body::parts(input.dtype) * Body::row_bytes(weight.shape);
@@ -68,12 +73,12 @@ struct Panels {
   }
 
   template <int... R>
-  static void run_rows(int64_t rows, const PanelArgs& args, std::integer_sequence<int, R...>) {
-    constexpr void (*kRun[])(const PanelArgs&) = {Body::template run_panel<R + 1>...};
+  static void run_rows(int64_t rows, const Args& args, std::integer_sequence<int, R...>) {
+    constexpr void (*kRun[])(const Args&) = {Body::template run_panel<R + 1>...};
     kRun[rows - 1](args);
   }
 
-  static void run(const PackedWeight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
+  static void run(const Weight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output,
                   int64_t begin, int64_t end) {
     const int64_t panels = count(input.dtype, input.m), parts = Body::parts(input.dtype);
     const int64_t width = input.dtype == Dtype::f32 ? 4 : 2;
@@ -81,7 +86,7 @@ struct Panels {
     for (int64_t block = begin; block < end; block += step) {
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t row = start(input.dtype, input.m, panel);
-        PanelArgs args;
+        Args args;
         args.weight = &weight;
         args.panel = static_cast<const uint8_t*>(prepared) + row * parts * Body::row_bytes(weight.shape);
         args.output = output;
@@ -95,7 +100,7 @@ struct Panels {
     }
   }
 
-  static constexpr LinearKernel kernel(const char* name) { return {name, max_rows, prepared_bytes, count, prepare, run}; }
+  static constexpr LinearKernelOf<Weight> kernel(const char* name) { return {name, max_rows, prepared_bytes, count, prepare, run}; }
 };
 
 }  // namespace

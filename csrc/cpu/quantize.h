@@ -1,4 +1,4 @@
-// Rows of x rounded to 8-bit integers, by the formulas of ActivationQuant in qcompile/meaning.py, computed in float32.
+// Rows of x rounded to 8-bit integers, by the formulas of ActivationQuant in qcompile/activations.py, computed in float32.
 #pragma once
 
 #include "cpu/vectors.h"

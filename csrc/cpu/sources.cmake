@@ -1,10 +1,10 @@
 # Sources of the CPU kernels: those for any processor, and for each level of levels.txt its own, with that level's flags alone.
-set(QCOMPILE_FAMILIES level attention dense digest rounding)
+set(QCOMPILE_FAMILIES level planes attention dense digest rounding)
 target_sources(_C PRIVATE
   common/isa.cpp common/memory.cpp common/threads.cpp
-  cpu/attention.cpp cpu/dense.cpp cpu/digest.cpp cpu/linear.cpp cpu/packed.cpp cpu/rounding.cpp
+  cpu/attention.cpp cpu/dense.cpp cpu/digest.cpp cpu/linear.cpp cpu/packed.cpp cpu/planes.cpp cpu/planes_kernels.cpp cpu/rounding.cpp
   cpu/binding_attention.cpp cpu/binding_dense.cpp cpu/binding_digest.cpp cpu/binding_isa.cpp cpu/binding_linear.cpp cpu/binding_pack.cpp
-  cpu/binding_rounding.cpp)
+  cpu/binding_planes.cpp cpu/binding_rounding.cpp)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(QCOMPILE_ARCHITECTURE x86_64)
   target_sources(_C PRIVATE common/features_x86_64.cpp)
@@ -22,7 +22,7 @@ set(QCOMPILE_KERNEL_FLAGS -O3 -ffp-contract=fast)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   list(APPEND QCOMPILE_KERNEL_FLAGS -Wno-maybe-uninitialized -Wno-uninitialized)
 endif()
-set_source_files_properties(cpu/attention.cpp cpu/dense.cpp cpu/packed.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS}")
+set_source_files_properties(cpu/attention.cpp cpu/dense.cpp cpu/packed.cpp cpu/planes.cpp PROPERTIES COMPILE_OPTIONS "${QCOMPILE_KERNEL_FLAGS}")
 
 function(qcompile_level name)
   foreach(family IN LISTS QCOMPILE_FAMILIES)

@@ -100,7 +100,8 @@ inline Floats load_zeros(const PackedWeight& weight, int64_t at, int32_t absent)
 }
 
 // One block of one row: bias, rounding to the dtype, and no more than n columns.
-inline void store_row(const PanelArgs& args, int64_t row, int64_t column, const Floats (&total)[kParts]) {
+template <class Args>
+inline void store_row(const Args& args, int64_t row, int64_t column, const Floats (&total)[kParts]) {
   const int64_t count = smaller(kBlock, args.weight->shape.n - column), at = row * args.output.stride + column;
   float values[kBlock] = {};
   if (args.output.bias != nullptr) std::memcpy(values, args.output.bias + column, static_cast<size_t>(count) * 4);

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qcompile.codebooks import NUMBERS
 from qcompile.formats.leaves import FLOATS, grids, indices
 from qcompile.formats.proposal import Cone, Leaf, Proposal
-from qcompile.meaning import BLOCK_SCALE_DTYPES, NUMBERS, Operands, group_count
+from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands, group_count
 
 _BYTES = (torch.uint8, torch.int8)
 # Sizes of blocks along N and K that share a scale, where the counts alone do not tell.
@@ -19,7 +20,7 @@ Read = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Where the numbers lie: `transposed` for [K, N]; kind: a name in meaning.NUMBERS."""
+    """Where the numbers lie: `transposed` for [K, N]; kind: a name in codebooks.NUMBERS."""
 
     index: int
     transposed: bool

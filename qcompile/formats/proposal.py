@@ -51,8 +51,9 @@ class Proposal:
     """One reading of a cone's leaves.
 
     format  the storage format's name for the report, e.g. "compressed-tensors pack-quantized"
-    unpack  leaf tensors -> Operands (codes, scales, zeros, perm) in the convention of meaning.QuantizedWeight; straight-line torch
-            code (no data-dependent Python, no .item()), because it is also traced with fx proxies into the graph
+    unpack  leaf tensors -> Operands (codes, scales, zeros, perm, outer, offsets, outer_offset) in the convention of
+            meaning.QuantizedWeight; straight-line torch code (no data-dependent Python, no .item()), because it is also traced with
+            fx proxies into the graph
     """
 
     format: str
@@ -63,3 +64,5 @@ class Proposal:
     act_order: bool = False
     codebook: str = ""
     rows: int = 1  # outputs that share their scales, in blocks from the first on
+    offset: bool = False
+    outer_group: int = 0

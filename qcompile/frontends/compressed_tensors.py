@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompile.activations import ActivationQuant
 from qcompile.errors import ALREADY_DENSE_WARNING, OFFLOADED_WARNING, LostWeightError, UnsupportedSchemeError, WeightError
 from qcompile.float_rounding import FLOAT_KINDS
 from qcompile.formats.layouts import MX_BLOCK, NVFP4_BLOCK
@@ -23,7 +24,6 @@ from qcompile.frontends.float_schemes import structure_of as float8_structure
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
 from qcompile.frontends.stored_checks import Checks
 from qcompile.frontends.zero_points import restored_zero_point
-from qcompile.meaning import ActivationQuant
 from qcompile.operators import Structure
 
 KNOWN_SCHEMES = (
@@ -262,7 +262,7 @@ def _packed_zero_point(
 
 
 def _activation(path: str, scheme: Any) -> str:
-    """The spec of meaning.ActivationQuant for the scheme's inputs; arithmetic as the library does it, in the input's dtype."""
+    """The spec of activations.ActivationQuant for the scheme's inputs; arithmetic as the library does it, in the input's dtype."""
     if scheme.output_activations is not None:
         raise _unsupported(path, scheme)
     args = scheme.input_activations

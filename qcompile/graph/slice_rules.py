@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qcompile.graph.axis import UNUSED, Axis, Needs, UnknownError
 from qcompile.graph.nodes import hint, named_arguments, value
+from qcompile.meaning import ALONG_N
 from qcompile.torch_internals.tensors import OpOverload
 
 Rule = Callable[[fx.Node, Mapping[str, Any], Axis], Needs | None]
@@ -287,11 +288,11 @@ def _matmul(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None
 
 
 def _quantized_linear(node: fx.Node, given: Mapping[str, Any], axis: Axis) -> Needs | None:
-    """The canonical operator; constants along N are the codes, scales of both levels, zeros and the bias."""
+    """The canonical operator; constants along N are those of meaning.ALONG_N."""
     last = axis.dim == len(_shape(node)) - 1
     along = axis.at(0) if last else None
     found: list[tuple[fx.Node, Axis | None]] = [(given["x"], None if last else axis)]
-    found += [(given[name], along) for name in ("codes", "scales", "zeros", "bias", "outer") if isinstance(given[name], fx.Node)]
+    found += [(given[name], along) for name in ALONG_N if isinstance(given[name], fx.Node)]
     found += [(given[name], None) for name in ("perm", "act_scale", "act_zero") if isinstance(given[name], fx.Node)]
     return _merge(found)
 

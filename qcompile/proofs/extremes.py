@@ -9,11 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import BLOCK_SCALE_DTYPES, ActivationQuant, Operands, dequantize, scales_of, sqnr_db
+from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands, dense_of, groups_each, scales_of, sqnr_db
 from qcompile.timing.trial import operands, prepared
 
 _OUTPUTS = 64  # of the made-up weight, and as many more as the site's number is over a multiple of it
+_LEVELS = ("scales", "outer", "offsets")
 _LEAST_DB = 30.0  # what is wrong here is so by a factor; how exact a kernel is, its proof on the real weight shows
 _LEAST_FLOAT16_DB = 6.0
 _ROWS = ("NaN", "infinity", "minus infinity", "zeros only", "the least numbers", "large numbers")
@@ -68,7 +70,7 @@ def formula(x: Tensor, weight: Operands, site: Site, rounding: ActivationQuant) 
     rounded = rounding.apply(x, weight.act_scale, weight.act_zero).to(torch.float32)
     if weight.perm is not None:
         rounded = rounded.index_select(-1, weight.perm)
-    y = rounded @ dequantize(weight.codes, weight.scales, weight.zeros, site.group, site.codebook, outer=weight.outer).t()
+    y = rounded @ dense_of(weight, site.group, site.codebook, site.outer_group).t()
     return y if weight.bias is None else y + weight.bias.to(torch.float32)
 
 
@@ -80,7 +82,7 @@ def _compare(y: Tensor, want: Tensor, weight: Operands, site: Site) -> str:
     least = (
         float(torch.finfo(site.dtype).tiny)
         * site.k
-        * float(scales_of(weight.scales, weight.outer).abs().max())
+        * float(scales_of(weight.scales, weight.outer, groups_each(site.group, site.outer_group)).abs().max())
         * 2.0 ** (site.bits + 1)
     )
     for row, name in enumerate(_ROWS):
@@ -100,15 +102,17 @@ def _compare(y: Tensor, want: Tensor, weight: Operands, site: Site) -> str:
 def _narrowed(kernel: Kernel, site: Site, weight: Operands) -> str:
     """The sentence for a kernel that does not keep a very small or very large scale of one output."""
     site = replace(site, rows=1)  # a scale of one output alone
-    float16 = torch.float16 in (site.dtype, site.scale_dtype)
-    # float16 has no 2e-8, and outputs in it must stay below 65504.
-    small, large = (2e-8 if site.scale_dtype is not torch.float16 else 2.0**-20, 2.0) if float16 else (1e-30, 1e30)
     if weight.scales.dtype in BLOCK_SCALE_DTYPES and weight.outer is None:
         return ""  # as wide as the byte in which they are kept
-    odd = weight._replace(scales=weight.scales.clone(), outer=None if weight.outer is None else weight.outer.clone())
+    odd = weight._replace(**{name: item.clone() for name in _LEVELS if (item := getattr(weight, name)) is not None})
+    level = odd.scales if odd.outer is None else odd.outer
+    float16 = torch.float16 in (site.dtype, level.dtype)
+    # float16 has no 2e-8, and outputs in it must stay below 65504.
+    small, large = (2e-8 if level.dtype is not torch.float16 else 2.0**-20, 2.0) if float16 else (1e-30, 1e30)
     if odd.outer is not None:
         odd.scales[:2] = 1.0
-    level = odd.scales if odd.outer is None else odd.outer
+    if odd.offsets is not None:
+        odd.offsets[:2] = 0.0
     level[0] = small
     level[1:2] = large
     x = torch.randn(4, site.k, generator=torch.Generator().manual_seed(7), dtype=torch.float32, device="cpu")

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.activations import ActivationQuant
 from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.hardware.quiet import without_their_messages
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import ALONG_N, ActivationQuant, Noise, Operands, Verdict, dequantize, row_pieces
+from qcompile.meaning import ALONG_N, Noise, Operands, Verdict, dense_of, row_pieces
 from qcompile.proofs import extremes
 from qcompile.weights.cache import STORE
 from qcompile.weights.memory import trim
@@ -122,8 +123,6 @@ def canonical(x: Tensor, operands: Operands, site: Site, activation: ActivationQ
         rounded = rounded.index_select(-1, operands.perm)
     parts = []
     for part in row_pieces(site.n, site.k):
-        zeros, outer = (None if item is None else item[part] for item in (operands.zeros, operands.outer))
-        codes, scales = operands.codes[part], operands.scales[part]
-        parts.append(rounded @ dequantize(codes, scales, zeros, site.group, site.codebook, outer=outer).t())
+        parts.append(rounded @ dense_of(operands.rows(part), site.group, site.codebook, site.outer_group).t())
     y = torch.cat(parts, dim=-1)
     return y if operands.bias is None else y + operands.bias.to(torch.float32)

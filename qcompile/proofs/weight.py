@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qcompile.graph.nodes import LOW_BIT
-from qcompile.meaning import Operands, dequantize, group_count, in_groups, row_pieces, scales_of, ungrouped
+from qcompile.meaning import Operands, dense_of, group_count, groups_each, in_groups, row_pieces, scales_of, ungrouped
 
 # Rounding of one operation, 2^-(significant bits); a cone may round two or three times (scale, product, sum).
 _UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -20,7 +20,9 @@ _ROW_SHARE = 2.0**-10
 _EXACT = 2.0**-20  # some roundings of float32
 
 
-def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str, *, adds: bool = False) -> str | None:
+def disagreement(
+    dense: Tensor, operands: Operands, group: int, codebook: str, *, adds: bool = False, outer_group: int = 0
+) -> str | None:
     """None if `dense` [N, K] is the operands' weight, up to the rounding of dense's dtype; otherwise what differs.
 
     adds: the code adds or subtracts numbers that may be larger than their sum, so that small weights may carry larger errors.
@@ -37,16 +39,20 @@ def disagreement(dense: Tensor, operands: Operands, group: int, codebook: str, *
         shared = ungrouped(tolerance(in_groups(ours, group), steps, rounded), ours.shape[1])
         return torch.where(magnitude == 0, least, torch.maximum(single, shared))  # equal terms give exactly 0
 
-    return _compare(dense, operands, group, codebook, allowed)
+    return _compare(dense, operands, group, codebook, allowed, outer_group)
 
 
-def inexact(exact: Tensor, operands: Operands, group: int, codebook: str) -> str | None:
+def inexact(exact: Tensor, operands: Operands, group: int, codebook: str, outer_group: int = 0) -> str | None:
     """None if the operands' weight is `exact` [N, K], what the code gives without rounding (float64); otherwise what differs."""
-    return _compare(exact, operands, group, codebook, lambda ours, _: (ours.abs() * _EXACT).clamp(min=_LEAST[torch.float32]))
+
+    def allowed(ours: Tensor, _: Tensor) -> Tensor:
+        return (ours.abs() * _EXACT).clamp(min=_LEAST[torch.float32])
+
+    return _compare(exact, operands, group, codebook, allowed, outer_group)
 
 
 def _compare(
-    dense: Tensor, operands: Operands, group: int, codebook: str, allowed: Callable[[Tensor, Tensor], Tensor]
+    dense: Tensor, operands: Operands, group: int, codebook: str, allowed: Callable[[Tensor, Tensor], Tensor], outer_group: int
 ) -> str | None:
     if dense.dim() != 2 or tuple(operands.codes.shape) != tuple(dense.shape):
         return f"shape {list(operands.codes.shape)} instead of {list(dense.shape)}"
@@ -54,14 +60,14 @@ def _compare(
     if group <= 0:
         return f"a group of {group} values"
     expected = (n, group_count(k, group))
-    for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros)):
+    for name, tensor in (("scales", operands.scales), ("zeros", operands.zeros), ("offsets", operands.offsets)):
         if tensor is not None and tuple(tensor.shape) != expected:
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
     columns = None if operands.perm is None else operands.perm.long()
     for part in row_pieces(n, k):
-        zeros, outer = (None if item is None else item[part] for item in (operands.zeros, operands.outer))
-        scales = scales_of(operands.scales[part], outer)
-        ours = dequantize(operands.codes[part], scales, zeros, group, codebook)
+        rows = operands.rows(part)
+        scales = scales_of(rows.scales, rows.outer, groups_each(group, outer_group))
+        ours = dense_of(rows, group, codebook, outer_group)
         theirs = dense[part].to(torch.promote_types(dense.dtype, torch.float32))
         if columns is not None:
             theirs = theirs[:, columns]

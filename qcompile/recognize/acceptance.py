@@ -29,13 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.codebooks import NUMBERS
 from qcompile.errors import ReleasedWeightError
 from qcompile.formats.proposal import Proposal
 from qcompile.graph.nodes import Constant, is_call, is_released, value
 from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS, evaluate, subgraph
-from qcompile.meaning import BLOCK_SCALE_DTYPES, NUMBERS, Operands, all_finite, scales_of
+from qcompile.kernel import inner_bits
+from qcompile.meaning import ALONG_N, BLOCK_SCALE_DTYPES, Operands, all_finite, groups_each, is_signed, scales_of
 from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
@@ -47,7 +49,6 @@ _WHOLE, _STRIP = 1 << 21, 1 << 19
 _EXACT_STRIPS = 4
 _ROOM = 2.0**-90, 2.0**90  # of weights that are scaled after their product
 _MOST = 2.0**100  # of any weight
-_ALONG_N = frozenset({"codes", "scales", "zeros", "outer"})
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.rsub.Tensor, torch.ops.aten.addcmul.default)
 
 
@@ -59,6 +60,7 @@ class Facts:
     zero_range   least and largest zero point, (0, 0) without any
     narrow       its codes and zero points fit 4 bits; centred: they are to be moved nearer to 0; straight: its permutation moves
                  nothing (qcompile.recognize.narrowing)
+    inner_bits   as in kernel.Site
     """
 
     scale_range: tuple[float, float]
@@ -67,6 +69,7 @@ class Facts:
     narrow: bool
     centred: bool
     straight: bool
+    inner_bits: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,26 +111,37 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     extent = Extent(proposal)
     zeros: list[Tensor] = []
     sizes: list[float] = []
-    dtype = torch.float32
+    dtype, inner = torch.float32, 0
     for operands in parts:
         if not _are_finite(operands):
             raise _Wrong("its scales hold NaN or infinity")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
             zeros += torch.aminmax(operands.zeros)
-        sizes += magnitudes(scales_of(operands.scales, operands.outer))
+        sizes += magnitudes(_factors(operands, proposal))
+        if operands.offsets is not None:
+            shift = scales_of(operands.offsets, operands.outer_offset, groups_each(proposal.group, proposal.outer_group))
+            sizes += [size / 256 for size in magnitudes(shift)[1:]]  # beside codes of up to 8 bits
         dtype = operands.scales.dtype
+        inner = max(inner, inner_bits(operands.scales, operands.offsets))
     narrow = extent.fits_four_bits
     nearer = None if narrow else extent.centred_range
     span = extent.zero_range if narrow else nearer or ((int(min(zeros)), int(max(zeros))) if zeros else (0, 0))
     bits = 4 if narrow else proposal.bits
     if bits < 8 and (span[0] < 0 or span[1] > 1 << bits):
         raise _Wrong(f"its zero points {span[0]} .. {span[1]} are outside 0 .. {1 << bits}")
-    return Facts((min(sizes, default=1.0), max(sizes, default=1.0)), span, dtype, narrow, nearer is not None, extent.in_order)
+    scale_range = min(sizes, default=1.0), max(sizes, default=1.0)
+    return Facts(scale_range, span, dtype, narrow, nearer is not None, extent.in_order, inner)
+
+
+def _factors(operands: Operands, proposal: Proposal) -> Tensor:
+    """The scales of both levels, [N, G]."""
+    return scales_of(operands.scales, operands.outer, groups_each(proposal.group, proposal.outer_group))
 
 
 def _are_finite(operands: Operands) -> bool:
-    return all_finite(operands.scales) and (operands.outer is None or all_finite(operands.outer))
+    levels = (operands.scales, operands.outer, operands.offsets, operands.outer_offset)
+    return all(level is None or all_finite(level) for level in levels)
 
 
 def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[Operands]:
@@ -140,7 +154,10 @@ def _compared(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Iterator[O
             raise _Wrong(f"its weight is not what it was read as: {wrong}")
         if proposal.codebook in NUMBERS and not all_finite(operands.codes.view(NUMBERS[proposal.codebook])):
             raise _Wrong("its codes hold NaN or infinity")
-        if not in_range(operands.codes, proposal.bits, operands.zeros is None and not proposal.codebook):
+        signed = is_signed(
+            proposal.bits, zeros=operands.zeros is not None, offsets=operands.offsets is not None, codebook=bool(proposal.codebook)
+        )
+        if not in_range(operands.codes, proposal.bits, signed):
             raise _Wrong(f"its codes need more than {proposal.bits} bits")
         yield operands
 
@@ -156,9 +173,11 @@ class _Strip:
 
 
 def _disagreement(part: _Strip, proposal: Proposal) -> str | None:
-    wrong = disagreement(part.dense, part.operands, proposal.group, proposal.codebook, adds=part.adds)
+    wrong = disagreement(
+        part.dense, part.operands, proposal.group, proposal.codebook, adds=part.adds, outer_group=proposal.outer_group
+    )
     if wrong is None and part.exact is not None:
-        wrong = inexact(part.exact, part.operands, proposal.group, proposal.codebook)
+        wrong = inexact(part.exact, part.operands, proposal.group, proposal.codebook, proposal.outer_group)
     return wrong
 
 
@@ -181,7 +200,7 @@ def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[_Strip]:
     inner = {copied: feed[source] for copied, source in zip(copy.inputs, copy.sources, strict=True)}
     weight = Root(copy.roots[0], {"n": 1 if turned else 0})
     there = [index for index, node in enumerate(made) if node is not None]
-    roots = [Root(made[index], {"n": 0} if Operands._fields[index] in _ALONG_N else {}) for index in there]
+    roots = [Root(made[index], {"n": 0} if Operands._fields[index] in ALONG_N else {}) for index in there]
     wide, adds = _computed(copy.roots[0], inner)
     slices, exactly = Slices([weight, *roots], {"n": n}, inner), Slices([weight], {"n": n}, inner, wide)
     spans = pieces(n, max(1, _STRIP // k), math.lcm(slices.align("n"), exactly.align("n")))
@@ -305,7 +324,10 @@ def out_of_range(facts: Facts, factors: Sequence[tuple[Tensor, bool]]) -> str:
 
 def _keeps_its_range(operands: Operands, proposal: Proposal, dtype: torch.dtype) -> bool:
     """Whether no code times its scale leaves the range of normal numbers of any dtype it is rounded to on the way."""
-    least, most = magnitudes(scales_of(operands.scales, operands.outer)) or (1.0, 1.0)
+    least, most = magnitudes(_factors(operands, proposal)) or (
+        1.0,
+        1.0,
+    )
     low, high = least / 2, most * (1 << (proposal.bits + 1))  # / 2: the least step of a code book
     rounded = torch.float32 if operands.scales.dtype in BLOCK_SCALE_DTYPES else operands.scales.dtype
     kinds = [torch.finfo(kind) for kind in {dtype, rounded} if kind.is_floating_point]

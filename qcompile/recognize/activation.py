@@ -7,10 +7,11 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
+from qcompile.activations import ActivationQuant
 from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
 from qcompile.graph.slices import Root, Slices
 from qcompile.graph.walk import evaluate, through_views
-from qcompile.meaning import ActivationQuant, sqnr_db
+from qcompile.meaning import sqnr_db
 from qcompile.operators import fake_quantize
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})

@@ -12,7 +12,8 @@ from itertools import pairwise, takewhile
 import torch
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS, NUMBERS, all_finite, in_groups, row_pieces, ungrouped, values_of
+from qcompile.codebooks import CODE_BOOKS, NUMBERS
+from qcompile.meaning import all_finite, in_groups, row_pieces, ungrouped, values_of
 from qcompile.proofs.weight import rounded_to, tolerance
 from qcompile.recognize.scales import Grid, Scale, further, singles
 

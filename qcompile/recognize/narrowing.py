@@ -19,7 +19,7 @@ class Extent:
     def __init__(self, proposal: Proposal) -> None:
         self.proposal = proposal
         self.in_order = False
-        self._might = proposal.bits == 8 and not proposal.codebook
+        self._might = proposal.bits == 8 and not proposal.codebook and not proposal.offset
         self._seen = False
         self._zeros = (0, 0)
         self.centred_range: tuple[int, int] | None = None
@@ -51,7 +51,8 @@ class Extent:
         self._seen = True
 
     def _centre(self, operands: Operands) -> None:
-        if self.proposal.bits != 8 or self.proposal.codebook or operands.zeros is None or operands.codes.numel() == 0:
+        integers = self.proposal.bits == 8 and not self.proposal.codebook and not self.proposal.offset
+        if not integers or operands.zeros is None or operands.codes.numel() == 0:
             return
         _, zeros = _centred(operands.codes, operands.zeros, self.proposal.group)
         least, most = self.centred_range or (0, 0)

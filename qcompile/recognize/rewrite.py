@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS
-from qcompile.meaning import NO_ACTIVATION_QUANT
+from qcompile.meaning import Operands
 from qcompile.operators import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, Product
@@ -24,21 +25,31 @@ def raise_product(
     quant = rounded.quant if rounded is not None else NO_ACTIVATION_QUANT
     with graph.inserting_before(product.end.next):
         operands = emit(graph, lambda *leaves: tuple(proposal.unpack(leaves)), reading.inputs, ("unpack", reading.key))
-        codes, scales, zeros, perm, *_, outer = operands
-        zeros = None if proposal.symmetric else zeros
-        perm = perm if proposal.act_order else None
+        operands = Operands(*operands)
+        codes, outer, shift = operands.codes, operands.outer, operands.outer_offset
+        scales, offsets = operands.scales, operands.offsets
+        zeros = None if proposal.symmetric else operands.zeros
+        perm = operands.perm if proposal.act_order else None
         if product.post:
             divides = [divide for _, divide in product.post]
             factors = [node for node, _ in product.post]
-            level = scales if outer is None else outer
-            level = emit(graph, _scaled(divides), [level, *factors], ("scaled", *divides))
-            scales, outer = (level, None) if outer is None else (scales, level)
+
+            def scaled(inner: Any, outer: Any) -> tuple[Any, Any]:
+                level = inner if outer is None else outer
+                level = emit(graph, _scaled(divides), [level, *factors], ("scaled", *divides))
+                return (level, None) if outer is None else (inner, level)
+
+            scales, outer = scaled(scales, outer)
+            offsets, shift = (None, None) if offsets is None else scaled(offsets, shift)
         bias = _bias(graph, emit, product)
         x, act_scale, act_zero = product.x, None, None
         if rounded is not None:
             x, act_scale, act_zero = _shaped_like(graph, rounded.source, product.x), rounded.scale, rounded.zero
         static: dict[str, Any] = {"group": proposal.group, "codebook": proposal.codebook, "activation": quant.spec}
-        node = graph.call_function(quantized_linear, (x, codes, scales, zeros, perm, bias, act_scale, act_zero, outer), static)
+        if proposal.outer_group:
+            static["outer_group"] = proposal.outer_group
+        given: Any = (codes, scales, zeros, perm, bias, act_scale, act_zero, outer, offsets, shift)
+        node = graph.call_function(quantized_linear, (x, *given), static)
         node.meta = dict(product.node.meta)
         return node, _replay(graph, product, node)
 

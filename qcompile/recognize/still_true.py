@@ -83,4 +83,4 @@ def _reads_any(x: fx.Node, source: fx.Node, constants: set[fx.Node]) -> bool:
 
 
 def _of_reading(reading: Reading) -> tuple[object, ...]:
-    return reading.key, reading.proposal.act_order, reading.scale_dtype
+    return reading.key, reading.proposal.act_order, reading.scale_dtype, reading.inner_bits

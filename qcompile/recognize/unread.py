@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, fx
 
+from qcompile.codebooks import CODE_BOOKS, NUMBERS
 from qcompile.graph.nodes import aten, is_call, value
-from qcompile.meaning import CODE_BOOKS, NUMBERS, in_groups
+from qcompile.meaning import in_groups
 from qcompile.proofs.weight import tolerance
 from qcompile.recognize.lattice import HALVES, INTEGERS, Weight
 from qcompile.recognize.scales import LEAST_GROUP, Grid, Scale, further, singles

@@ -41,6 +41,7 @@ class Reading:
     inputs: tuple[fx.Node, ...]
     zero_range: tuple[int, int]
     scale_dtype: torch.dtype
+    inner_bits: int
     key: str  # equal for readings that unpack leaves of equal shapes in the same way
 
 
@@ -101,7 +102,7 @@ class Reader:
             proposal = centred(proposal, facts.zero_range)
         proposal = in_order(proposal) if facts.straight else proposal
         unpacking = f"{guess.text} {proposal.bits} {proposal.symmetric} {structure}"
-        return Reading(proposal, guess.reader, inputs, facts.zero_range, facts.scale_dtype, unpacking)
+        return Reading(proposal, guess.reader, inputs, facts.zero_range, facts.scale_dtype, facts.inner_bits, unpacking)
 
     def _factors(self, product: Product) -> list[tuple[Tensor, bool]]:
         """The values of what scales the product's result, each with whether it divides."""

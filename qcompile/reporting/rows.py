@@ -12,7 +12,7 @@ from qcompile.kernel import OTHER_KERNELS
 EQUAL_DB = 320.0
 # What is no code book in the words of the report.
 FLOAT_KINDS = {"e4m3": "fp8", "e5m2": "fp8 e5m2"}
-# The kinds of meaning.ActivationQuant in the words of the report.
+# The kinds of activations.ActivationQuant in the words of the report.
 ACTIVATION_WORDS = {"": "", "none": "", "token": "a8 token", "token_asymmetric": "a8 asym token", "tensor": "a8 static"} | {
     "nvfp4": "a4 nvfp4", "mxfp4": "a4 mxfp4", "mxfp8": "a8 mxfp8", "fp8_token": "a8 fp8 token", "fp8_group": "a8 fp8 g128",
     "fp8_tensor": "a8 fp8 static",
@@ -26,6 +26,7 @@ class SiteReport:
     module         path of the layer in the model ("model.layers.0.mlp.up_proj")
     format         the storage format's name; bits, group, symmetric, act_order, codebook: as in meaning.QuantizedWeight
     rows           outputs that share their scales, n for a scale of the whole tensor
+    offset         each group has a real offset; two_level: its scales or offsets are integers times an outer scale
     activation     how the layer's input is rounded before the product, "" for not at all
     kernel         the kernel that runs it, None if it is unserved
     reasons        kernel name -> sentences, for every kernel that was not taken (also the ones that are only slower)
@@ -50,6 +51,8 @@ class SiteReport:
     act_order: bool = False
     codebook: str = ""
     rows: int = 1
+    offset: bool = False
+    two_level: bool = False
     n: int = 0
     k: int = 0
     activation: str = ""
@@ -82,7 +85,8 @@ class SiteReport:
         group = "channel" if self.group == self.k else f"g{self.group}"
         if self.rows > 1:
             group = "tensor" if group == "channel" and self.rows >= self.n else f"{self.rows}x{self.group}"
-        extras = (" asym" if not self.symmetric else "") + (" act-order" if self.act_order else "")
+        there = (not self.symmetric, "asym"), (self.offset, "offset"), (self.two_level, "two-level"), (self.act_order, "act-order")
+        extras = "".join(f" {word}" for has, word in there if has)
         rounded = ACTIVATION_WORDS.get(re.split("[/@]", self.activation)[0], self.activation)
         return f"{kind} {group}{extras}{', ' if rounded else ''}{rounded}"
 

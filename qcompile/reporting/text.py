@@ -35,18 +35,7 @@ def rows(report: Rows, verbose: bool = False) -> list[Row]:
 
 
 def _decision(site: SiteReport) -> tuple[object, ...]:
-    shape = (
-        site.format,
-        site.bits,
-        site.group,
-        site.symmetric,
-        site.act_order,
-        site.codebook,
-        site.rows,
-        site.n,
-        site.k,
-        site.activation,
-    )
+    shape = (site.format, site.scheme, site.codebook, site.n, site.k, site.activation)
     names = tuple((name, tuple(template(text) for text in texts)) for name, texts in site.reasons.items())
     return (*shape, site.kernel, names, site.fallback, template(site.declined), template(site.note), template(site.dense))
 

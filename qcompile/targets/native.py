@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompile.float_rounding import FLOAT_KINDS
+from qcompile.activations import ActivationQuant
+from qcompile.codebooks import CODE_BOOKS, NUMBERS
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
 from qcompile.kernel import (
@@ -20,12 +21,16 @@ from qcompile.kernel import (
     integer_codes,
     integers_or_none,
     most_bits,
+    no_offsets,
     on_cpu,
+    one_level,
     rounding_permitted,
     unmet,
 )
-from qcompile.meaning import BLOCK_SCALE_DTYPES, CODE_BOOKS, NUMBERS, ActivationQuant, Operands, group_count
+from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands, group_count
+from qcompile.targets import native_planes
 from qcompile.targets.native_ops import BLOCK, PACKED_LAYOUT, missing_ops, packed_bytes
+from qcompile.targets.native_rounding import rounded, rounding_bytes, whole_blocks
 
 WIDE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
@@ -62,6 +67,8 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
         on_cpu(site),
         integer_codes(site),
         most_bits(site, bits),
+        no_offsets(site),
+        one_level(site),
         _float_activations(site),
         (site.scale_dtype in WIDE_DTYPES, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (
@@ -72,14 +79,8 @@ def _common_refusals(site: Site, bits: int) -> Reasons:
     )
 
 
-def _whole_blocks(site: Site) -> Need:
-    """For activations rounded in blocks of K."""
-    block = FLOAT_KINDS[site.activation.kind].group if site.activation.to_floats else 0
-    return not block or site.k % block == 0, f"rounds activations in blocks of {block}, which do not divide K={site.k}"
-
-
 def refuses_int4(site: Site) -> Reasons:
-    return _common_refusals(site, 4) + unmet(floats_or_none(site), _whole_blocks(site))
+    return _common_refusals(site, 4) + unmet(floats_or_none(site), whole_blocks(site))
 
 
 def refuses_book4(site: Site) -> Reasons:
@@ -90,11 +91,13 @@ def refuses_book4(site: Site) -> Reasons:
             site.codebook in CODE_BOOKS,
             "takes codes of a code book, these are " + ("numbers of 8 bits" if site.codebook else "integers"),
         ),
+        no_offsets(site),
         most_bits(site, 4),
         _float_activations(site),
+        (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
         floats_or_none(site),
-        _whole_blocks(site),
+        whole_blocks(site),
     )
 
 
@@ -106,15 +109,17 @@ def refuses_fp8(site: Site) -> Reasons:
             site.codebook in NUMBERS,
             "takes numbers in E4M3 or E5M2, these are " + (f"codes of {site.codebook}" if site.codebook else "integers"),
         ),
+        no_offsets(site),
+        (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
         _float_activations(site),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
         floats_or_none(site),
-        _whole_blocks(site),
+        whole_blocks(site),
     )
 
 
 def refuses_int8_a16(site: Site) -> Reasons:
-    return _common_refusals(site, 8) + unmet(floats_or_none(site), _whole_blocks(site))
+    return _common_refusals(site, 8) + unmet(floats_or_none(site), whole_blocks(site))
 
 
 def refuses_int8(site: Site) -> Reasons:
@@ -173,8 +178,9 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
 
 def pack_book4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes), with the code book and both levels of scales."""
+    outer = None if weight.outer is None else weight.outer.to(torch.float32)
     book = torch.tensor(CODE_BOOKS[site.codebook], dtype=torch.float32, device="cpu")
-    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, weight.outer, book, site.group)
+    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, outer, book, site.group)
     return (packed,)
 
 
@@ -202,40 +208,30 @@ def layout() -> str:
     return f"native {PACKED_LAYOUT}"
 
 
-def _rounded(x: Tensor, extras: Extras, site: Site) -> Tensor:
-    """x as the product takes it: rounded to floats, or as it is."""
-    if not site.activation.to_floats:
-        return x
-    kind = FLOAT_KINDS[site.activation.kind].number
-    narrow = site.activation.arithmetic == "input"
-    y: Tensor = torch.ops.qcompile.native_round_floats.default(x, extras.act_scale, kind, narrow)
-    return y
-
-
 def call_int4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_int4_linear.default(
-        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
+        rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, int4_group(site)
     )
     return y
 
 
 def call_book4(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_book4_linear.default(
-        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
+        rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
     )
     return y
 
 
 def call_fp8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_fp8_linear.default(
-        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group, site.codebook == "e5m2"
+        rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group, site.codebook == "e5m2"
     )
     return y
 
 
 def call_int8_a16(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
     y: Tensor = torch.ops.qcompile.native_int8_a16_linear.default(
-        _rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
+        rounded(x, extras, site), packed[0], extras.perm, extras.bias, site.n, site.k, site.group
     )
     return y
 
@@ -275,28 +271,28 @@ def call_int4_a8(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Si
 
 def _seconds(site: Site, m: int, where: Platform, bits: int, factors: tuple[tuple[int, float], ...], *, int8: bool) -> float:
     size = packed_bytes(bits, site.n, site.k, site.group, 2, zeros=not site.symmetric)
-    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, factors, int8=int8)
+    return predicted(where, size + rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, factors, int8=int8)
 
 
 def _seconds_book4(site: Site, m: int, where: Platform) -> float:
     size = packed_bytes(4, site.n, site.k, site.group, site.scale_dtype.itemsize, book=True, outer=site.outer)
-    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
+    return predicted(where, size + rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
 
 
 def _seconds_fp8(site: Site, m: int, where: Platform) -> float:
     size = packed_bytes(
         8, site.n, site.k, site.group, site.scale_dtype.itemsize, sums=False, outer=site.outer, shared=_shared(site)
     )
-    return predicted(where, size + _rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
-
-
-def _rounding_bytes(site: Site, m: int) -> float:
-    """What rounding x to floats first costs, in bytes that could be read meanwhile."""
-    return 8.0 * m * site.k if site.activation.to_floats else 0.0
+    return predicted(where, size + rounding_bytes(site, m), 2.0 * m * site.n * site.k, m, _wide(site), int8=False)
 
 
 def _wide(site: Site) -> tuple[tuple[int, float], ...]:
     return INT4_FACTORS if site.dtype == torch.bfloat16 else WIDE_FACTORS
+
+
+def _wide_unless_narrow(site: Site) -> tuple[tuple[int, float], ...]:
+    """Codes of 8 bits at their own width have no product of pairs of bfloat16."""
+    return _wide(site) if site.bits < 8 else WIDE_FACTORS
 
 
 KERNELS: tuple[Kernel, ...] = (
@@ -321,6 +317,7 @@ KERNELS: tuple[Kernel, ...] = (
         layout=layout,
         seconds=_seconds_book4,
     ),
+    native_planes.kernel(missing, readable_extras, _wide_unless_narrow),
     Kernel(
         name="native.fp8",
         missing=missing,

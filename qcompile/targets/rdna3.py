@@ -7,7 +7,18 @@ from torch import Tensor
 
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
-from qcompile.kernel import Extras, Kernel, Reasons, Site, integer_codes, scales_fit_float16, unmet, weight_only
+from qcompile.kernel import (
+    Extras,
+    Kernel,
+    Reasons,
+    Site,
+    integer_codes,
+    no_offsets,
+    one_level,
+    scales_fit_float16,
+    unmet,
+    weight_only,
+)
 from qcompile.meaning import Operands
 from qcompile.targets.binding import Foreign
 from qcompile.targets.rdna3_ops import (
@@ -113,6 +124,8 @@ def common_refusals(site: Site) -> Reasons:
     return unmet(
         (site.device == "cuda", f"runs on the GPU, this weight is on {site.device}"),  # torch's name for ROCm devices too
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         (site.bits <= 4, f"takes 4-bit weights, got {site.bits} bits"),
         (site.dtype in (torch.float16, torch.bfloat16), f"takes float16 or bfloat16 activations, got {site.dtype}"),
         scales_fit_float16(site),

@@ -11,22 +11,28 @@ NEVER_BY_SPEED = 1e6  # seconds: it dequantizes the whole weight on every call
 
 def pack(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """The weight as it is."""
-    return tuple(tensor for tensor in (*weight[:3], weight.outer) if tensor is not None)
+    return tuple(tensor for tensor in (*weight[:3], *weight[7:]) if tensor is not None)
 
 
 def call(x: Tensor, packed: tuple[Tensor, ...], extras: Extras, site: Site) -> Tensor:
-    codes, scales, *rest = packed
-    outer = rest.pop() if site.outer else None
+    codes, scales, *more = packed
+    rest = iter(more)
+    zeros, outer, offsets, outer_offset = (
+        next(rest) if there else None for there in (not site.symmetric, site.outer, site.offset, site.outer_offset)
+    )
     result: Tensor = operators.quantized_linear(
         x,
         codes,
         scales,
-        rest[0] if rest else None,
+        zeros,
         *extras,
         outer,
+        offsets,
+        outer_offset,
         group=site.group,
         codebook=site.codebook,
         activation=site.activation.spec,
+        outer_group=site.outer_group,
     )
     return result
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
 from qcompile.kernel import (
@@ -18,14 +19,16 @@ from qcompile.kernel import (
     Site,
     integer_codes,
     most_bits,
+    no_offsets,
     on_cpu,
+    one_level,
     rounding_permitted,
     scales_fit_float16,
     unmet,
     weight_only,
     whole_groups,
 )
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import Operands
 from qcompile.targets import onednn
 from qcompile.targets.binding import schema_objections
 from qcompile.weights.fingerprint import of_processor
@@ -75,6 +78,8 @@ def _common(site: Site) -> tuple[Need, ...]:
     return (
         on_cpu(site),
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         (site.dtype in FLOATS, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
     )
 

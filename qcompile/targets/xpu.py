@@ -16,6 +16,8 @@ from qcompile.kernel import (
     Site,
     integer_codes,
     most_bits,
+    no_offsets,
+    one_level,
     scales_fit_float16,
     unmet,
     weight_only,
@@ -73,6 +75,8 @@ def refuses(site: Site) -> Reasons:
     return unmet(
         (site.device == "xpu", f"runs on an XPU, this linear is on {site.device}"),
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         most_bits(site, 4),
         (site.group % 32 == 0, f"takes groups in multiples of 32, got {site.group}"),
         whole_groups(site),

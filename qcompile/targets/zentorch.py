@@ -19,7 +19,9 @@ from qcompile.kernel import (
     Site,
     integer_codes,
     most_bits,
+    no_offsets,
     on_cpu,
+    one_level,
     rounding_permitted,
     unmet,
     weight_only,
@@ -68,6 +70,8 @@ def refuses_woq(site: Site) -> Reasons:
     return unmet(
         on_cpu(site),
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         most_bits(site, 4),
         (site.k % 8 == 0, f"takes K in multiples of 8, got K={site.k}"),
         # With odd groups it reads scales from elsewhere: wrong numbers or a crash (zentorch 2.13.0.2).
@@ -109,6 +113,8 @@ def refuses_qlinear(site: Site) -> Reasons:
     return unmet(
         on_cpu(site),
         integer_codes(site),
+        no_offsets(site),
+        one_level(site),
         (site.group == site.k, f"takes one scale per output channel, got groups of {site.group} along K={site.k}"),
         (site.k % 4 == 0, f"takes K in multiples of 4, got K={site.k}"),
         (site.symmetric or site.bits <= 6, f"takes no zero points of {site.bits}-bit weights: codes minus zeros must fit int8"),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qcompile.meaning import ActivationQuant
+from qcompile.activations import ActivationQuant
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.hardware.quiet import without_their_messages
-from qcompile.meaning import ActivationQuant, sqnr_db
+from qcompile.meaning import sqnr_db
 from qcompile.operators import LIBRARY
 from qcompile.targets.binding import Foreign
 from qcompile.targets.nibbles import nibbles

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from qcompile.activations import ActivationQuant
 from qcompile.hardware import Platform, platform
 from qcompile.hardware.cost import dense_seconds
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import ActivationQuant
 from qcompile.targets.native_ops import missing_ops
 from qcompile.timing.trial import Trial, steady
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qcompile.codebooks import NUMBERS
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import NUMBERS, Operands
+from qcompile.meaning import INNER_DTYPES, Operands, group_count, is_signed
 from qcompile.targets.native_ops import missing_ops
 from qcompile.weights.memory import retired
 
@@ -28,8 +29,8 @@ def operands(site: Site) -> Operands:
     """Random constants such as the site describes."""
     generator = torch.Generator().manual_seed(site.n + site.k)
     half = 1 << (site.bits - 1)
-    low = -half if site.symmetric and not site.codebook else 0
-    low = -half if site.bits == 8 else low
+    signed = is_signed(site.bits, zeros=not site.symmetric, offsets=site.offset, codebook=bool(site.codebook))
+    low = -half if signed or site.bits == 8 else 0
     codes = torch.randint(low, low + 2 * half, (site.n, site.k), generator=generator, dtype=torch.int8, device="cpu")
     if site.codebook in NUMBERS:  # finite ones of usual sizes
         codes = (
@@ -37,9 +38,20 @@ def operands(site: Site) -> Operands:
             .to(NUMBERS[site.codebook])
             .view(torch.int8)
         )
-    outer = torch.full((site.n, 1), 2.0**-7, dtype=torch.float32, device="cpu") if site.outer else None
-    steps = torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001
-    scales = (steps if outer is None else steps / outer).to(site.scale_dtype)
+    outers = group_count(site.k, site.outer_group) if site.outer_group else 1
+    unit = 2.0**-7
+    outer = torch.full((site.n, outers), unit, dtype=torch.float32, device="cpu") if site.outer else None
+    shift = torch.full((site.n, outers), -unit, dtype=torch.float32, device="cpu") if site.outer_offset else None
+
+    def level(dtype: torch.dtype, outer: Tensor | None) -> Tensor:
+        if dtype in INNER_DTYPES:
+            most = 1 << (site.inner_bits - (dtype is torch.int8))
+            return torch.randint(1, most, (site.n, site.groups), generator=generator, dtype=torch.int64, device="cpu").to(dtype)
+        steps = torch.rand(site.n, site.groups, generator=generator, dtype=torch.float32, device="cpu") * 0.02 + 0.001
+        return (steps if outer is None else steps / unit).to(dtype)
+
+    scales = level(site.scale_dtype, outer)
+    offsets = level(site.offset_dtype, shift) if site.offset else None
     scales = scales[:1].expand(scales.shape) if site.rows > 1 else scales
     zeros = None if site.symmetric else torch.full((site.n, site.groups), sum(site.zero_range) // 2, dtype=torch.int8, device="cpu")
     perm = torch.randperm(site.k, generator=generator, dtype=torch.int64, device="cpu") if site.act_order else None
@@ -47,7 +59,7 @@ def operands(site: Site) -> Operands:
     static = torch.tensor([0.05], dtype=site.dtype, device="cpu") if site.activation.is_static else None
     # A power of two: what it adds to the codes of a token of zeros can be subtracted again exactly.
     static_zero = torch.tensor([16.0], dtype=site.dtype, device="cpu") if site.act_zero else None
-    return Operands(codes, scales, zeros, perm, bias, static, static_zero, outer)
+    return Operands(codes, scales, zeros, perm, bias, static, static_zero, outer, offsets, shift)
 
 
 def prepared(kernel: Kernel, site: Site, weight: Operands) -> Run:

@@ -11,8 +11,9 @@ from support import slow
 from torch import Tensor, fx
 from torch.fx.proxy import GraphAppendingTracer
 
+from qcompile.codebooks import CODE_BOOKS
 from qcompile.formats.layouts import LAYOUTS, Packing, Stored
-from qcompile.meaning import CODE_BOOKS, Operands, QuantizedWeight
+from qcompile.meaning import Operands, QuantizedWeight
 from qcompile.operators import dequantize_packed
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompile.meaning import ActivationQuant, sqnr_db
+from qcompile.activations import ActivationQuant
+from qcompile.meaning import sqnr_db
 from qcompile.operators import fake_quantize
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

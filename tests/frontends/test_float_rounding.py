@@ -8,9 +8,9 @@ import torch
 from support.float_inputs import inputs, same_bits
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.float_rounding import FLOAT_KINDS, rounded
 from qcompile.frontends.float_schemes import float_activation
-from qcompile.meaning import ActivationQuant
 
 PRESETS = {
     "nvfp4": "NVFP4",

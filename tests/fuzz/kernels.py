@@ -29,18 +29,11 @@ from torch import Tensor
 import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
+from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
+from qcompile.codebooks import CODE_BOOKS, NUMBERS
 from qcompile.hardware import platform
 from qcompile.kernel import Site, site_of
-from qcompile.meaning import (
-    CODE_BOOKS,
-    NO_ACTIVATION_QUANT,
-    NUMBERS,
-    ActivationQuant,
-    QuantizedWeight,
-    group_count,
-    in_groups,
-    values_of,
-)
+from qcompile.meaning import QuantizedWeight, group_count, in_groups, values_of
 from qcompile.targets.native import a8_group
 from qcompile.targets.native_ops import levels
 from qcompile.targets.registry import kernels

@@ -17,7 +17,7 @@ from support.native_weights import (
 )
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS
+from qcompile.codebooks import CODE_BOOKS
 from qcompile.targets.native_ops import packed_bytes
 
 E2M1 = torch.tensor(CODE_BOOKS["e2m1"])

@@ -17,6 +17,7 @@ WITHOUT_VNNI = ("avx2", "avx512", "avx512_bf16")
 LEAST_PRODUCTS = (
     9 * 2 * 3 * 3 * 2 * 9 + 2 * 9 * 2 * 5 * 3 * 9
 )  # shapes, bits, variants, dtypes, rounded or not, rows; with books and numbers, scales
+LEAST_PLANES = 8 * 8 * 6 * 3 * 2  # shapes, bits, variants, dtypes, rows
 LEAST_ATTENTION = 8 * 3 * 6 * 2 * 2  # shapes, dtypes, masks, causal or not, in one part or several
 LEAST_DENSE = 14 * 3 * 2 * 2  # shapes, dtypes, rows, bias or not
 LEAST_ROUNDINGS = 3 * 6 * 5 * 2  # dtypes, kinds, sizes, narrow or not
@@ -32,6 +33,11 @@ def products() -> Sources:
     trap = {KERNEL_TESTS / "vnni_trap.cpp": ()} if X86 else {}
     sources = everywhere("bounds", "cpu/linear.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
     return sources | trap | for_levels("level", LEVELS)
+
+
+def planes() -> Sources:
+    names = ("cpu/planes_kernels.cpp", "cpu/planes.cpp", "cpu/packed.cpp", "cpu/planes_generic.cpp")
+    return everywhere("bounds_planes", *names) | for_levels("planes", WITHOUT_VNNI)
 
 
 def unquantized(family: str) -> Sources:
@@ -52,12 +58,13 @@ def digest() -> Sources:
     ("sources", "least"),
     [
         (products(), LEAST_PRODUCTS),
+        (planes(), LEAST_PLANES),
         (unquantized("attention"), LEAST_ATTENTION),
         (unquantized("dense"), LEAST_DENSE),
         (digest(), LEAST_DIGESTS),
         (rounding(), LEAST_ROUNDINGS),
     ],
-    ids=("products", "attention", "dense", "digest", "rounding"),
+    ids=("products", "planes", "attention", "dense", "digest", "rounding"),
 )
 def test_every_kernel_under_address_sanitizer(sources: Sources, least: int, tmp_path: Path) -> None:
     flags = ("-O1", ADDRESS, *CHECKS_AS_CALLS.get(Path(compiler()).name, ()))

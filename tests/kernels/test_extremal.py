@@ -11,9 +11,10 @@ from support.extremal import Extreme, objections, rounded, tokens, weights
 from support.native_weights import DTYPES, EVERY_DTYPE, EVERY_LEVEL, require_kernels
 from torch import Tensor
 
+from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
 from qcompile.hardware import platform
 from qcompile.kernel import Extras, Kernel, Site
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, Operands
+from qcompile.meaning import Operands
 from qcompile.targets import native
 from qcompile.targets.native import OWN_ROUNDING
 from qcompile.targets.registry import kernels

@@ -27,7 +27,7 @@ from support.native_weights import (
 )
 from torch import Tensor
 
-from qcompile.meaning import ActivationQuant
+from qcompile.activations import ActivationQuant
 from qcompile.targets.native import ROUNDINGS
 
 SHAPES = ((1, 1, 1), (15, 9, 9), (17, 96, 32), (32, 384, 128), (33, 257, 257), (40, 60, 20), (5, 1100, 1100))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from support.native_weights import activations, require_kernels
 
+from qcompile.activations import ActivationQuant
 from qcompile.api import pack_linear
 from qcompile.errors import KernelRefusedError
 from qcompile.hardware import platform
 from qcompile.kernel import Reasons, Site
-from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
+from qcompile.meaning import QuantizedWeight, sqnr_db
 from qcompile.targets.native import a8_group
 from qcompile.targets.registry import find
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qcompile.activations import ActivationQuant
 from qcompile.kernel import Extras, Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import Operands
 from qcompile.proofs import extremes
 from qcompile.targets.registry import find
 

@@ -9,9 +9,10 @@ import torch
 from support.emulated_rdna3 import case
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.hardware import KNOWN, Accelerator, platform
 from qcompile.kernel import Kernel, Site
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import Operands
 from qcompile.targets import rdna3
 from qcompile.targets.rdna3_ops import has_device_code
 from qcompile.targets.registry import find

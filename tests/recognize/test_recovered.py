@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcompile.meaning import E2M1, dequantize
+from qcompile.codebooks import E2M1
+from qcompile.meaning import dequantize
 from qcompile.recognize.lattice import HALVES, INTEGERS, Weight, codes_and_zeros, findings
 from qcompile.recognize.scales import Grid, Scale, group_sizes, ways
 

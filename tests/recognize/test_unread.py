@@ -10,7 +10,7 @@ from support.spellings import BF16, F32, G, K, N, Written, int4, int8, linear, n
 from torch import Tensor
 
 import qcompile
-from qcompile.meaning import E2M1
+from qcompile.codebooks import E2M1
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

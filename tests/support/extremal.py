@@ -17,7 +17,8 @@ import torch
 from support.native_weights import WORST
 from torch import Tensor
 
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.activations import ActivationQuant
+from qcompile.meaning import Operands
 
 ROWS = (
     "NaN",

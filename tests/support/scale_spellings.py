@@ -8,7 +8,7 @@ import torch
 from support.spellings import BF16, F16, F32, G, K, N, Spelling, int4, int8, linear, nibbles, scale, uint4
 from torch import Tensor
 
-from qcompile.meaning import CODE_BOOKS, E2M1
+from qcompile.codebooks import CODE_BOOKS, E2M1
 
 SHORT, ODD = 80, 83  # K of which groups of 32 leave 16 (and have a common divisor with it), and 19 (and have none)
 E4M3, E5M2, E8M0 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu

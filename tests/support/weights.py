@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from qcompile.meaning import NO_ACTIVATION_QUANT, ActivationQuant, QuantizedWeight, sqnr_db
+from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
+from qcompile.meaning import QuantizedWeight, sqnr_db
 
 
 def random_weight(

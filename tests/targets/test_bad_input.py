@@ -8,9 +8,9 @@ import torch
 from support.rows import needed
 from support.weights import random_weight
 
+from qcompile.activations import ActivationQuant
 from qcompile.api import pack_linear
 from qcompile.errors import WeightError
-from qcompile.meaning import ActivationQuant
 
 GOOD = random_weight(32, 128, 32, symmetric=False)
 assert GOOD.zeros is not None

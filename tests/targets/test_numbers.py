@@ -5,8 +5,9 @@ import torch
 from support.rows import needed
 from support.weights import agreement_db, random_weight, reference
 
+from qcompile.activations import ActivationQuant
 from qcompile.api import pack_linear
-from qcompile.meaning import ActivationQuant, QuantizedWeight, sqnr_db
+from qcompile.meaning import QuantizedWeight, sqnr_db
 
 LEAST_DB = 40.0
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32

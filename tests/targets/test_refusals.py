@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.weights import random_weight
 
+from qcompile.activations import ActivationQuant
 from qcompile.api import pack_linear
 from qcompile.errors import KernelRefusedError, UnknownNameError
 from qcompile.hardware import platform
 from qcompile.kernel import Site
-from qcompile.meaning import ActivationQuant
 from qcompile.targets.registry import find, kernels
 
 TOKEN = ActivationQuant("token")

@@ -9,10 +9,11 @@ import torch
 from support.rows import needed
 from support.weights import random_weight, reference
 
+from qcompile.activations import ActivationQuant
 from qcompile.api import pack_linear
 from qcompile.errors import WeightError
 from qcompile.kernel import site_of
-from qcompile.meaning import ActivationQuant, Operands, sqnr_db
+from qcompile.meaning import Operands, sqnr_db
 from qcompile.targets import onednn
 from qcompile.targets.torch import int4_group, missing_aten
 

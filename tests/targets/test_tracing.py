@@ -9,8 +9,9 @@ from support.tracing import call_graph, operators, packing_graph
 from support.weights import random_weight
 from torch import Tensor
 
+from qcompile.activations import ActivationQuant
 from qcompile.kernel import Kernel, Site, site_of
-from qcompile.meaning import ActivationQuant, Operands
+from qcompile.meaning import Operands
 
 # name, bits, group, dtype, what the packing must show, most operators in a call (views and size reads not counted)
 CASES = (

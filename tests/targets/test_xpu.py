@@ -10,10 +10,11 @@ from support.weights import agreement_db, random_weight, reference
 from support.xpu_operators import GEMM_SCHEMA, emulated, unpacked
 from torch import Tensor
 
+from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.errors import MissingOperatorError
 from qcompile.hardware import platform
 from qcompile.kernel import Kernel, Site, site_of
-from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, QuantizedWeight
+from qcompile.meaning import Operands, QuantizedWeight
 from qcompile.targets.nibbles import nibbles
 from qcompile.targets.registry import find
 from qcompile.targets.xpu import GEMM

@@ -10,10 +10,11 @@ from support.rows import needed
 from support.weights import random_weight, reference
 from torch import Tensor
 
+from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.api import pack_linear
 from qcompile.hardware import platform
 from qcompile.kernel import site_of
-from qcompile.meaning import NO_ACTIVATION_QUANT, Operands, sqnr_db
+from qcompile.meaning import Operands, sqnr_db
 from qcompile.targets import zentorch, zentorch_ops, zentorch_prepack
 from qcompile.targets.binding import Foreign
 
