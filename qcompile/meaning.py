@@ -251,7 +251,7 @@ class QuantizedWeight:
 
     def normalized(self) -> "QuantizedWeight":
         """The same weight with unsigned codes if it has zero points or offsets and fewer than 8 bits; otherwise itself."""
-        if self._is_signed() or self.codes.numel() == 0:
+        if self.codebook or self._is_signed() or self.codes.numel() == 0:
             return self
         if int(self.codes.min()) >= 0 and (self.zeros is None or int(self.zeros.min()) >= 0):
             return self
