@@ -1,14 +1,17 @@
 """Random weights of every stored kind, and the bytes that their checkpoint holds, for bench/gemm.py."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from qcompile.codebooks import NUMBERS
+from qcompile.kernel import inner_bits
 from qcompile.meaning import QuantizedWeight, group_count
 
 BLOCK = 128  # outputs and values of K that share a scale in fp8-block
+SUPER = 256  # values of K that share an outer scale in k-quants
 
 
 def integers(n: int, k: int, bits: int, group: int, *, zeros: bool = False) -> QuantizedWeight:
@@ -42,10 +45,26 @@ def _fp8_blocks(n: int, k: int) -> QuantizedWeight:
     return _fp8(n, k, BLOCK, blocks.repeat_interleave(BLOCK, 0)[:n])
 
 
+def _k_quant(n: int, k: int, bits: int, group: int, *, offsets: bool) -> QuantizedWeight:
+    """As ggml's Q4_K (6-bit scales and offsets for 32 values) and Q6_K (8-bit scales for 16): float16 for 256 values above them."""
+    generator = torch.Generator().manual_seed(n + k)
+    low = 0 if offsets else -(1 << (bits - 1))
+    codes = torch.randint(low, low + (1 << bits), (n, k), generator=generator).to(torch.int8)
+    shape, outers = (n, group_count(k, group)), (n, group_count(k, SUPER))
+    inner = torch.randint(1, 64, shape, generator=generator).to(torch.uint8) if offsets else None
+    scales = inner if inner is not None else torch.randint(-128, 128, shape, generator=generator).to(torch.int8)
+    outer = (torch.rand(outers, generator=generator) * 1e-4 + 1e-5).half()
+    shift = -outer if offsets else None
+    return QuantizedWeight(codes, scales, None, bits, group, outer=outer, offsets=inner, outer_offset=shift, outer_group=SUPER)
+
+
 # (N, K) -> the weight.
 FORMATS: dict[str, Callable[[int, int], QuantizedWeight]] = {
     "int4": lambda n, k: integers(n, k, 4, min(128, k)),
     "int4-zeros": lambda n, k: integers(n, k, 4, min(128, k), zeros=True),
+    **{f"int{bits}": partial(integers, bits=bits, group=128) for bits in (2, 3, 5, 6)},
+    "q4_k": partial(_k_quant, bits=4, group=32, offsets=True),
+    "q6_k": partial(_k_quant, bits=6, group=16, offsets=False),
     "int8": lambda n, k: integers(n, k, 8, k),
     "nvfp4": lambda n, k: _fp4(n, k, 16, torch.float8_e4m3fn, outer=True),
     "mxfp4": lambda n, k: _fp4(n, k, 32, torch.float8_e8m0fnu, outer=False),
@@ -61,5 +80,9 @@ def stored_bytes(weight: QuantizedWeight) -> int:
     """What any kernel has to read: codes of `bits` bits, each different scale as it is stored, zero points of a byte."""
     scales = weight.scales
     rows = BLOCK if weight.n > BLOCK and bool((scales[:BLOCK] == scales[:1]).all()) else 1
-    sizes = scales.numel() // rows * scales.element_size() + (weight.scales.numel() if weight.zeros is not None else 0)
-    return weight.codes.numel() * weight.bits // 8 + sizes + (4 if weight.outer is not None else 0)
+    sizes = scales.numel() // rows * scales.element_size() + (scales.numel() if weight.zeros is not None else 0)
+    if weight.outer_group and weight.outer is not None:
+        inner = inner_bits(weight.scales, weight.offsets)
+        fields = 1 if weight.offsets is None else 2
+        sizes = scales.numel() * fields * inner // 8 + weight.outer.numel() * fields * 2
+    return weight.codes.numel() * weight.bits // 8 + sizes + (4 if weight.outer is not None and not weight.outer_group else 0)

@@ -110,7 +110,7 @@ def test_rotary_halves_become_pairs() -> None:
 
 # Bits of each weight of 512 x 1024 in its checkpoint.
 BITS = {
-    "int4": 4.125, "int4-zeros": 4.1875, "int8": 8.016, "nvfp4": 4.5, "mxfp4": 4.25, "fp8": 8.016, "fp8-block": 8.002, "mxfp8": 8.25,
+    "int2": 2.125, "int3": 3.125, "int5": 5.125, "int6": 6.125, "q4_k": 4.5, "q6_k": 6.5625, "int4": 4.125, "int4-zeros": 4.1875, "int8": 8.016, "nvfp4": 4.5, "mxfp4": 4.25, "fp8": 8.016, "fp8-block": 8.002, "mxfp8": 8.25,
 }  # fmt: skip
 
 
