@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.activations import ActivationQuant
+from qcompile.codebooks import NUMBERS
+from qcompile.float_rounding import FLOAT_KINDS
 from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
 from qcompile.graph.slices import Root, Slices
 from qcompile.graph.walk import evaluate, through_views
@@ -27,6 +29,12 @@ DYNAMIC = (
     ActivationQuant(kind="token", divisor=127.0, low=-128),
     ActivationQuant(kind="token", divisor=128.0, low=-128),
     ActivationQuant(kind="token_asymmetric"),
+)
+# Tried where the code casts to float8, or has a table of FP4: kinds that need no constant.
+FLOATS = tuple(
+    ActivationQuant(kind=kind, arithmetic=arithmetic)
+    for kind in ("fp8_token", "fp8_group", "mxfp8", "mxfp4")
+    for arithmetic in ("float32", "input")
 )
 
 
@@ -64,6 +72,8 @@ def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[
             tried=False,
         )
     for source in _sources(x, constant):
+        if value(source).dtype is not value(x).dtype:  # a wider copy of what stands further up; the kernel's x is as the product's
+            continue
         found = _probe(x, source, constant, constants)
         if found is not None:
             return found
@@ -76,7 +86,7 @@ def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
     stack, seen, rounds = [x], {x}, []
     while stack and len(seen) < _LIMIT:
         node = stack.pop(0)
-        if is_call(node, *_ROUNDS):
+        if is_call(node, *_ROUNDS) or _is_float8(node):
             rounds.append(node)
         if node.op != "call_function":
             continue
@@ -110,6 +120,11 @@ def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
     return found[:4]
 
 
+def _is_float8(node: fx.Node) -> bool:
+    """Whether it gives numbers of 8 bits: a cast rounds."""
+    return isinstance(value(node), Tensor) and value(node).dtype in NUMBERS.values()
+
+
 def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
     """The known rounding that is nearest to the region from `source` to `x` on every probe, or None if none is near enough."""
     feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
@@ -120,11 +135,19 @@ def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mappi
     samples, regions = [sample for sample, _ in probes], [region for _, region in probes]
     best: Rounded | None = None
     reached = _ACCEPT_DB
-    for candidate in [Rounded(source, quant) for quant in DYNAMIC] + _static_candidates(x, source, constant):
+    for candidate in _candidates(x, source, constant):
         agreement = min(_agreement(region, sample, candidate, feed) for region, sample in zip(regions, samples, strict=True))
         if agreement > reached or (best is None and agreement == reached):
             best, reached = candidate, agreement
     return best
+
+
+def _candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> list[Rounded]:
+    """The known roundings: dynamic ones where the source has the tokens of x, to floats where its width has whole groups."""
+    k = int(hint(value(source).shape[-1]))
+    dynamic = [quant for quant in (*DYNAMIC, *FLOATS) if not quant.to_floats or k % (FLOAT_KINDS[quant.kind].group or 1) == 0]
+    dynamic = dynamic if k == int(hint(value(x).shape[-1])) else []
+    return [Rounded(source, quant) for quant in dynamic] + _static_candidates(x, source, constant)
 
 
 def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> list[Rounded]:
@@ -142,7 +165,12 @@ def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> l
     quant = ActivationQuant(kind="tensor")
     scales = [node for node in scalars if value(node).dtype.is_floating_point]
     zeros: list[fx.Node | None] = [None, *scalars]
-    return [Rounded(source, quant, scale, zero) for scale in scales for zero in zeros if zero is not scale]
+    floats = [
+        Rounded(source, ActivationQuant(kind="fp8_tensor", arithmetic=arithmetic), scale)
+        for scale in scales
+        for arithmetic in ("float32", "input")
+    ]
+    return floats + [Rounded(source, quant, scale, zero) for scale in scales for zero in zeros if zero is not scale]
 
 
 def _agreement(region: Tensor, sample: Tensor, candidate: Rounded, feed: Mapping[fx.Node, Tensor]) -> float:
