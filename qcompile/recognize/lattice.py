@@ -4,7 +4,7 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
@@ -209,11 +209,13 @@ def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:
     return (8, True) if low >= -128 and high <= 127 else None
 
 
-def findings(weight: Weight, sizes: Collection[int] = (), between: Iterable[Found] = ()) -> Iterator[Found]:
+def findings(
+    weight: Weight, sizes: Collection[int] = (), added: Callable[[bool], Iterable[Found]] = lambda _: ()
+) -> Iterator[Found]:
     """The ways in which a dense weight lies on the lattice of its scales, with the fewest bits first, then those of code books.
 
-    sizes: numbers that the code mentions, as group sizes that may leave a short last group. between: other findings, which come
-    after integers of four bits or fewer.
+    sizes: numbers that the code mentions, as group sizes that may leave a short last group. added: findings with offsets, of four bits
+    or fewer (True) or of more.
     """
     grid = Grid(weight.n, weight.k, sizes)
     with one_thread():
@@ -224,10 +226,11 @@ def findings(weight: Weight, sizes: Collection[int] = (), between: Iterable[Foun
         others = further(weight.tensors, grid)
     composed = weight.near(others, INTEGERS)
     yield from weight.checked(found for found in composed if found.bits <= 4)
-    yield from between
+    yield from added(True)
     for kind in CODE_BOOKS:
         yield from weight.checked(weight.near((*alone, *others), kind))
     yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
+    yield from added(False)
     yield from weight.checked(weight.near((*alone, *others), HALVES))
 
 

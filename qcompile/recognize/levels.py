@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qcompile.meaning import INNER_DTYPES
 from qcompile.recognize.lattice import INTEGERS, Found, Weight
 from qcompile.recognize.scales import Grid, Part, Scale, parts_of
 
@@ -74,13 +75,8 @@ def _integers(weight: Weight, parts: Sequence[Part], group: int) -> Iterator[tup
     """The candidates that may be the inner level, and the dtype that holds them."""
     for part in parts:
         tensor = weight.tensors[part.candidate]
-        if (
-            part.group != group
-            or tensor.dtype is torch.bool
-            or tensor.is_floating_point()
-            or tensor.is_complex()
-            or not tensor.numel()
-        ):
+        integers = tensor.dtype in (*INNER_DTYPES, torch.int16, torch.int32, torch.int64)
+        if part.group != group or not integers or not tensor.numel():
             continue
         low, high = (int(item) for item in torch.aminmax(tensor))
         if low >= 0 and high <= 255:

@@ -5,6 +5,7 @@ What is found here is only a guess, as everything in `lattice`: it is compared w
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -21,17 +22,28 @@ _MOST_SCALES, _MOST_LEVELS = 64, 32
 _WIDTHS = (*NARROW, 5, 6, 7)
 
 
-def findings(weight: Weight, sizes: Collection[int] = (), literals: Sequence[float] = ()) -> Iterator[Found]:
+class Search:
     """The ways in which the weight lies on a lattice with offsets; literals: numbers that may be everybody's zero point."""
-    grid = Grid(weight.n, weight.k, sizes, _LEAST_GROUP)
-    with one_thread():
-        tried = [*singles(weight.tensors, grid), *further(weight.tensors, grid)]
-        levels = _levels(tried, weight.k, literals)
-        near = [found for scale in islice(_scaled(tried), _MOST_SCALES) for found in _near(weight, scale, levels)]
-    for guess in near:
-        found = _fitted(weight, guess, None)
-        if found is not None:
-            yield found
+
+    def __init__(self, weight: Weight, sizes: Collection[int] = (), literals: Sequence[float] = ()) -> None:
+        self.weight, self.sizes, self.literals = weight, sizes, literals
+
+    def findings(self, narrow: bool) -> Iterator[Found]:
+        """Those of four bits or fewer, or of more."""
+        for guess in self._near:
+            found = _fitted(self.weight, guess, None) if (guess.bits <= NARROW[-1]) == narrow else None
+            if found is not None:
+                yield found
+
+    @cached_property
+    def _near(self) -> list[Found]:
+        """What fits a few of the rows."""
+        weight = self.weight
+        grid = Grid(weight.n, weight.k, self.sizes, _LEAST_GROUP)
+        with one_thread():
+            tried = [*singles(weight.tensors, grid), *further(weight.tensors, grid)]
+            levels = _levels(tried, weight.k, self.literals)
+            return [found for scale in islice(_scaled(tried), _MOST_SCALES) for found in _near(weight, scale, levels)]
 
 
 def _scaled(tried: Iterable[Scale]) -> Iterator[Scale]:

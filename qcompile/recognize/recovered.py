@@ -38,12 +38,14 @@ class Values:
         """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
         if not self.finite:
             return
-        added = offsets.findings(self.weight, self.sizes, self.literals)
-        for plain in lattice.findings(self.weight, self.sizes, added):
+        added = offsets.Search(self.weight, self.sizes, self.literals)
+        for plain in lattice.findings(self.weight, self.sizes, added.findings):
             found = levels.in_levels(self.weight, plain)
             yield found
             if self.weight.rows is not None and not found.codebook:
                 yield from _wider(found)
+            if found is not plain:
+                yield plain
 
     def reason(self) -> str:
         """Why it does not, or cannot be served."""
