@@ -214,8 +214,8 @@ def findings(
 ) -> Iterator[Found]:
     """The ways in which a dense weight lies on the lattice of its scales, with the fewest bits first, then those of code books.
 
-    sizes: numbers that the code mentions, as group sizes that may leave a short last group. added: findings with offsets, of four bits
-    or fewer (True) or of more.
+    sizes: numbers that the code mentions, as group sizes that may leave a short last group. added: findings with offsets, of four
+    bits or fewer (True) or of more.
     """
     grid = Grid(weight.n, weight.k, sizes)
     with one_thread():
