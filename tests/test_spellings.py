@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.float8_spellings import FLOAT8
+from support.offset_spellings import LOOK_ALIKES, WITH_OFFSETS
 from support.scale_spellings import BY_VALUE
 from support.spellings import BF16, EIGHT, F16, F32, MORE, SPELLINGS, K, M, N, Spelling, Written, int4, int8, scale
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def recognized(row: SiteReport) -> tuple[int, int, bool, bool, int, int]:
     return row.bits, row.group, row.symmetric, row.act_order, row.n, row.k
 
 
-@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *BY_VALUE, *FLOAT8)))
+@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *BY_VALUE, *FLOAT8, *WITH_OFFSETS)))
 def test_is_recognized_and_right(spelling: Spelling) -> None:
     model = spelling.model()
     _, rows = run(model, spelling.x(), **REFERENCE)
@@ -48,10 +49,23 @@ def test_is_recognized_and_right(spelling: Spelling) -> None:
     n = model.s.shape[-1] if "N == K" in spelling.name else N
     assert recognized(rows[0]) == (spelling.bits, spelling.group, spelling.symmetric, spelling.act_order, n, spelling.shape[-1])
     assert rows[0].codebook == spelling.codebook
+    assert (rows[0].offset, rows[0].two_level) == (spelling.offset, spelling.two_level)
     assert rows[0].kernel == "reference.quantized_linear"
 
 
-@pytest.mark.parametrize("spelling", **names(SPELLINGS))
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_what_only_looks_like_an_offset_is_declined(name: str, dtype: torch.dtype) -> None:
+    forward, tensors = LOOK_ALIKES[name]
+    spelling = Spelling(name, forward, tensors, dtype=dtype)
+    model, x = spelling.model(), spelling.x()
+    got, rows = run(model, x, **REFERENCE)
+    assert [row.kernel for row in rows] == [None] and rows[0].declined
+    with torch.no_grad():
+        assert torch.equal(got, model(x))
+
+
+@pytest.mark.parametrize("spelling", **names((*SPELLINGS, *WITH_OFFSETS)))
 def test_is_right_with_default_kernels(spelling: Spelling) -> None:
     run(spelling.model(), spelling.x(), rest="eager")
 

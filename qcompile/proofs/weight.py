@@ -20,6 +20,10 @@ _ROW_SHARE = 2.0**-10
 _EXACT = 2.0**-20  # some roundings of float32
 
 
+# (our weight [N, K], scales [N, G], offsets [N, G] or None) -> by how much each may differ.
+_Allowed = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
 def disagreement(
     dense: Tensor, operands: Operands, group: int, codebook: str, *, adds: bool = False, outer_group: int = 0
 ) -> str | None:
@@ -28,7 +32,7 @@ def disagreement(
     adds: the code adds or subtracts numbers that may be larger than their sum, so that small weights may carry larger errors.
     """
 
-    def allowed(ours: Tensor, scales: Tensor) -> Tensor:
+    def allowed(ours: Tensor, scales: Tensor, _: Tensor | None) -> Tensor:
         rounded = rounded_to(dense)
         magnitude = ours.abs()
         least = torch.clamp(magnitude.amax(-1, keepdim=True) * _ROW_SHARE, max=_LEAST.get(rounded, 0.0))
@@ -45,15 +49,15 @@ def disagreement(
 def inexact(exact: Tensor, operands: Operands, group: int, codebook: str, outer_group: int = 0) -> str | None:
     """None if the operands' weight is `exact` [N, K], what the code gives without rounding (float64); otherwise what differs."""
 
-    def allowed(ours: Tensor, _: Tensor) -> Tensor:
-        return (ours.abs() * _EXACT).clamp(min=_LEAST[torch.float32])
+    def allowed(ours: Tensor, _: Tensor, shift: Tensor | None) -> Tensor:
+        # What is computed as a difference is as exact as the larger of both.
+        size = ours.abs() if shift is None else ours.abs() + ungrouped(shift.abs()[:, :, None].expand(-1, -1, group), ours.shape[1])
+        return (size * _EXACT).clamp(min=_LEAST[torch.float32])
 
     return _compare(exact, operands, group, codebook, allowed, outer_group)
 
 
-def _compare(
-    dense: Tensor, operands: Operands, group: int, codebook: str, allowed: Callable[[Tensor, Tensor], Tensor], outer_group: int
-) -> str | None:
+def _compare(dense: Tensor, operands: Operands, group: int, codebook: str, allowed: _Allowed, outer_group: int) -> str | None:
     if dense.dim() != 2 or tuple(operands.codes.shape) != tuple(dense.shape):
         return f"shape {list(operands.codes.shape)} instead of {list(dense.shape)}"
     n, k = dense.shape
@@ -66,7 +70,9 @@ def _compare(
     columns = None if operands.perm is None else operands.perm.long()
     for part in row_pieces(n, k):
         rows = operands.rows(part)
-        scales = scales_of(rows.scales, rows.outer, groups_each(group, outer_group))
+        each = groups_each(group, outer_group)
+        scales = scales_of(rows.scales, rows.outer, each)
+        shift = None if rows.offsets is None else scales_of(rows.offsets, rows.outer_offset, each)
         ours = dense_of(rows, group, codebook, outer_group)
         theirs = dense[part].to(torch.promote_types(dense.dtype, torch.float32))
         if columns is not None:
@@ -74,7 +80,7 @@ def _compare(
         if _rounded_once(ours, theirs, dense.dtype):
             continue
         # `not <=` rather than `>`: NaN on either side counts as different.
-        wrong = ~((ours - theirs).abs() <= allowed(ours, scales))
+        wrong = ~((ours - theirs).abs() <= allowed(ours, scales, shift))
         if bool(wrong.any()):
             row, column = (int(i) for i in wrong.nonzero()[0])
             return (

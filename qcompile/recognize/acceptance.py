@@ -58,15 +58,15 @@ class Facts:
 
     scale_range  size of the least and the largest scale that is not 0; (1, 1) if all are
     zero_range   least and largest zero point, (0, 0) without any
-    narrow       its codes and zero points fit 4 bits; centred: they are to be moved nearer to 0; straight: its permutation moves
-                 nothing (qcompile.recognize.narrowing)
+    narrow       the bits that its codes and zero points fit, if they are 4 or fewer, else 0; centred: they are to be moved nearer
+                 to 0; straight: its permutation moves nothing (qcompile.recognize.narrowing)
     inner_bits   as in kernel.Site
     """
 
     scale_range: tuple[float, float]
     zero_range: tuple[int, int]
     scale_dtype: torch.dtype
-    narrow: bool
+    narrow: int
     centred: bool
     straight: bool
     inner_bits: int
@@ -124,10 +124,10 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
             sizes += [size / 256 for size in magnitudes(shift)[1:]]  # beside codes of up to 8 bits
         dtype = operands.scales.dtype
         inner = max(inner, inner_bits(operands.scales, operands.offsets))
-    narrow = extent.fits_four_bits
+    narrow = extent.narrow
     nearer = None if narrow else extent.centred_range
     span = extent.zero_range if narrow else nearer or ((int(min(zeros)), int(max(zeros))) if zeros else (0, 0))
-    bits = 4 if narrow else proposal.bits
+    bits = narrow or proposal.bits
     if bits < 8 and (span[0] < 0 or span[1] > 1 << bits):
         raise _Wrong(f"its zero points {span[0]} .. {span[1]} are outside 0 .. {1 << bits}")
     scale_range = min(sizes, default=1.0), max(sizes, default=1.0)

@@ -4,7 +4,7 @@ For a weight W [N, K] and a scale S expanded along K, q = W / S is an integer ma
 `bits` bits when every group's span fits, so (codes, zeros) follow from q alone, without knowing the storage.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
@@ -15,8 +15,9 @@ from torch import Tensor
 from qcompile.codebooks import CODE_BOOKS, NUMBERS
 from qcompile.meaning import all_finite, in_groups, row_pieces, ungrouped, values_of
 from qcompile.proofs.weight import rounded_to, tolerance
-from qcompile.recognize.scales import Grid, Scale, further, singles
+from qcompile.recognize.scales import Grid, Offset, Scale, further, singles
 
+NARROW = (1, 2, 3, 4)  # widths that codes are kept in where they fit; wider ones in 8 bits
 INTEGERS, HALVES = "integers", "halves"
 _BOOKS = (*CODE_BOOKS, *NUMBERS)
 _SAMPLED_ROWS = 8
@@ -39,7 +40,8 @@ class Found:
     """What the weight is on: `kind` is INTEGERS, HALVES (integers once doubled, so the scale counts half), or the name
     of a code book or of numbers of 8 bits.
 
-    index: number of the candidate that is the group index [K] (act-order)
+    index: number of the candidate that is the group index [K] (act-order). offset: what is added to each group, not taken
+    for a zero point; its codes are then unsigned, or (symmetric is False) have the zero point 2^(bits-1) besides.
     """
 
     scale: Scale
@@ -47,6 +49,7 @@ class Found:
     bits: int
     symmetric: bool
     index: int | None = None
+    offset: Offset | None = None
 
     @property
     def codebook(self) -> str:
@@ -58,15 +61,23 @@ class Found:
         return values.to(torch.float32) * 0.5 if self.kind == HALVES else values
 
 
-def codes_and_zeros(dense: Tensor, scales: Tensor, found: Found, perm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def codes_and_zeros(
+    dense: Tensor, scales: Tensor, found: Found, perm: Tensor | None, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """(codes int8 [N, K], zeros int8 [N, G] or None if symmetric) of a weight for which `found` holds."""
     stored = dense if perm is None else dense.index_select(1, perm)
-    steps, k = in_groups(stored.to(torch.float32), found.scale.group) / _safe(scales).unsqueeze(-1), dense.shape[1]
+    grouped, k = in_groups(stored.to(torch.float32), found.scale.group), dense.shape[1]
+    if offsets is not None:
+        grouped = grouped - offsets.to(torch.float32).unsqueeze(-1)
+    steps = grouped / _safe(scales).unsqueeze(-1)
     if found.codebook:
         return ungrouped(_entries(steps, found.codebook), k), None
     whole = torch.round(steps)
     if found.symmetric:
         return ungrouped(whole, k).to(torch.int8), None
+    if offsets is not None:
+        middle = 1 << (found.bits - 1) if found.bits < 8 else -128  # bytes of 0 to 255 as signed ones
+        return ungrouped(whole + middle, k).to(torch.int8), torch.full_like(scales, middle, dtype=torch.int8)
     zeros = (-whole.amin(-1)).clamp(min=0.0)
     return ungrouped(whole + zeros.unsqueeze(-1), k).to(torch.int8), zeros.to(torch.int8)
 
@@ -191,30 +202,38 @@ class Weight:
 
 
 def _integer_width(low: int, high: int, span: int) -> tuple[int, bool] | None:
-    if low >= -8 and high <= 7:
-        return 4, True
-    if span <= 15 and low >= -16:
-        return 4, False
+    """The fewest bits; of the same, without zero points."""
+    for bits in NARROW:
+        half = 1 << (bits - 1)
+        if low >= -half and high < half:
+            return bits, True
+        if span < 2 * half and low >= -2 * half:
+            return bits, False
     return (8, True) if low >= -128 and high <= 127 else None
 
 
-def findings(weight: Weight, sizes: Collection[int] = ()) -> Iterator[Found]:
+def findings(
+    weight: Weight, sizes: Collection[int] = (), added: Callable[[bool], Iterable[Found]] = lambda _: ()
+) -> Iterator[Found]:
     """The ways in which a dense weight lies on the lattice of its scales, with the fewest bits first, then those of code books.
 
-    sizes: numbers that the code mentions, as group sizes that may leave a short last group.
+    sizes: numbers that the code mentions, as group sizes that may leave a short last group. added: findings with offsets, of four
+    bits or fewer (True) or of more.
     """
     grid = Grid(weight.n, weight.k, sizes)
     with one_thread():
         alone = singles(weight.tensors, grid)
     simple = weight.near(alone, INTEGERS)
-    yield from weight.checked(found for found in simple if found.bits == 4)
+    yield from weight.checked(found for found in simple if found.bits <= 4)
     with one_thread():
         others = further(weight.tensors, grid)
     composed = weight.near(others, INTEGERS)
-    yield from weight.checked(found for found in composed if found.bits == 4)
+    yield from weight.checked(found for found in composed if found.bits <= 4)
+    yield from added(True)
     for kind in CODE_BOOKS:
         yield from weight.checked(weight.near((*alone, *others), kind))
     yield from weight.checked(found for found in (*simple, *composed) if found.bits > 4)
+    yield from added(False)
     for kind in (HALVES, *NUMBERS):
         yield from weight.checked(weight.near((*alone, *others), kind))
 

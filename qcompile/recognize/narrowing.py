@@ -9,9 +9,11 @@ from torch import Tensor
 from qcompile.formats.proposal import Proposal
 from qcompile.meaning import Operands, in_groups, ungrouped
 
+NARROW = 4  # codes of more bits stay in 8
+
 
 class Extent:
-    """What the parts of a weight have in common: whether all codes fit 4 bits, and whether the permutation moves nothing.
+    """What the parts of a weight have in common: in how few bits all codes fit, and whether the permutation moves nothing.
 
     centred_range: least and largest zero point that `centred` leaves, None where it cannot be used
     """
@@ -19,19 +21,20 @@ class Extent:
     def __init__(self, proposal: Proposal) -> None:
         self.proposal = proposal
         self.in_order = False
+        self._bits = 1
         self._might = proposal.bits == 8 and not proposal.codebook and not proposal.offset
         self._seen = False
         self._zeros = (0, 0)
         self.centred_range: tuple[int, int] | None = None
 
     @property
-    def fits_four_bits(self) -> bool:
-        """Whether an 8-bit container holds 4-bit codes (own code often stores int4 in int8): `four_bits` can be used."""
-        return self._might and self._seen
+    def narrow(self) -> int:
+        """4 or fewer bits that an 8-bit container's codes fit (own code often stores int4 in int8), for `narrowed`; 0 if more."""
+        return self._bits if self._might and self._seen else 0
 
     @property
     def zero_range(self) -> tuple[int, int]:
-        """Least and largest zero point of the weight in 4 bits."""
+        """Least and largest zero point of the weight in so few bits."""
         return self._zeros
 
     def add(self, operands: Operands) -> None:
@@ -41,13 +44,15 @@ class Extent:
         if not self._might or operands.codes.numel() == 0:
             return
         if operands.zeros is None:
-            low, high = torch.aminmax(operands.codes)
-            self._might = int(low) >= -8 and int(high) <= 7
+            low, high = (int(item) for item in torch.aminmax(operands.codes))
+            self._bits = max(self._bits, 1 + max(high, -low - 1).bit_length())
         else:
             codes, zeros = _shifted(operands.codes, operands.zeros, self.proposal.group)
-            self._might = int(codes.max()) <= 15 and int(zeros.max()) <= 16
+            # A zero point may be one above the largest code.
+            self._bits = max(self._bits, max(int(codes.max()), int(zeros.max()) - 1).bit_length())
             least, most = int(zeros.min()), int(zeros.max())
             self._zeros = (min(least, self._zeros[0]), max(most, self._zeros[1])) if self._seen else (least, most)
+        self._might = self._bits <= NARROW
         self._seen = True
 
     def _centre(self, operands: Operands) -> None:
@@ -86,10 +91,10 @@ def _centred(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return grouped - moved.unsqueeze(-1), points - moved
 
 
-def four_bits(proposal: Proposal) -> Proposal:
-    """The same weight as 4-bit codes; with zero points both become unsigned, by one shift per group."""
+def narrowed(proposal: Proposal, bits: int) -> Proposal:
+    """The same weight as codes of so few bits; with zero points both become unsigned, by one shift per group."""
     if proposal.symmetric:
-        return replace(proposal, bits=4)
+        return replace(proposal, bits=bits)
 
     def unpack(leaves: Sequence[Tensor]) -> Operands:
         operands = proposal.unpack(leaves)
@@ -97,7 +102,7 @@ def four_bits(proposal: Proposal) -> Proposal:
         codes, zeros = _shifted(operands.codes, operands.zeros, proposal.group)
         return operands._replace(codes=ungrouped(codes, operands.codes.shape[1]).to(torch.int8), zeros=zeros.to(torch.int8))
 
-    return replace(proposal, bits=4, unpack=unpack)
+    return replace(proposal, bits=bits, unpack=unpack)
 
 
 def _shifted(codes: Tensor, zeros: Tensor, group: int) -> tuple[Tensor, Tensor]:

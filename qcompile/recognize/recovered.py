@@ -12,7 +12,7 @@ from qcompile.graph.nodes import Constant, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
-from qcompile.recognize import lattice, unread
+from qcompile.recognize import lattice, levels, offsets, unread
 from qcompile.recognize.products import Product
 from qcompile.recognize.scales import LEAST_GROUP
 
@@ -28,6 +28,7 @@ class Values:
         self.leaves = tuple(leaves)
         self.inner = subgraph([product.weight], set(leaves))
         self.sizes = _sizes(self.inner)
+        self.literals = _literals(self.inner)
         self.feed = {leaf: constants[leaf].tensor for leaf in leaves}
         tensors = evaluate(_candidates(product, leaves), self.feed)
         dense, rows = _rows(product, self.feed)
@@ -38,10 +39,14 @@ class Values:
         """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
         if not self.finite:
             return
-        for found in lattice.findings(self.weight, self.sizes):
+        added = offsets.Search(self.weight, self.sizes, self.literals)
+        for plain in lattice.findings(self.weight, self.sizes, added.findings):
+            found = levels.in_levels(self.weight, plain)
             yield found
             if self.weight.rows is not None and not found.codebook:
                 yield from _wider(found)
+            if found is not plain:
+                yield plain
 
     def reason(self) -> str:
         """Why it does not, or cannot be served."""
@@ -52,10 +57,11 @@ class Values:
 
 def _wider(found: lattice.Found) -> Iterator[lattice.Found]:
     """The same with more bits, or zero points: rows that were not looked at may need them."""
-    if found.bits == 4 and found.symmetric:
+    if found.symmetric and found.bits < 8:
         yield replace(found, symmetric=False)
-    if found.bits == 4:
-        yield replace(found, bits=8, symmetric=True)
+    for bits in (4, 8):
+        if bits > found.bits:
+            yield replace(found, bits=bits, symmetric=found.symmetric or bits == 8)
 
 
 def _rows(product: Product, feed: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -98,20 +104,31 @@ def _sizes(nodes: Sequence[fx.Node]) -> frozenset[int]:
     return frozenset(number for number in numbers if number > 1)
 
 
+def _literals(nodes: Sequence[fx.Node]) -> tuple[float, ...]:
+    """The fractions that the code adds or subtracts: a zero point may be among them."""
+    return tuple(dict.fromkeys(abs(item) for node in nodes for item in node.args if type(item) is float and item % 1))
+
+
 def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) -> tuple[Proposal, tuple[fx.Node, ...]]:
     """The proposal that divides the dense weight by what was found, and the nodes whose values its `unpack` takes."""
     candidates = _candidates(product, leaves)
     picked = [candidates[part.candidate] for part in found.scale.parts]
     count = len(picked)
+    added = () if found.offset is None else found.offset.level.parts
+    picked += [candidates[part.candidate] for part in added]
     picked += [candidates[found.index]] if found.index is not None else []
     transposed = product.transposed
 
     def unpack(tensors: Sequence[Tensor]) -> Operands:
         dense = tensors[0].t() if transposed else tensors[0]
-        scales = found.scales(tensors[1 : 1 + count], dense.shape[0], dense.shape[1], dense.device)
+        n, k = dense.shape
+        of_scale, of_offset = tensors[1 : 1 + count], tensors[1 + count : 1 + count + len(added)]
+        scales = found.scales(of_scale, n, k, dense.device)
         perm = torch.argsort(tensors[-1].long(), stable=True) if found.index is not None else None
-        codes, zeros = lattice.codes_and_zeros(dense, scales, found, perm)
-        return Operands(codes, scales, zeros, perm)
+        shift = None if found.offset is None else found.offset.values(of_offset, scales, n, k)
+        codes, zeros = lattice.codes_and_zeros(dense, scales, found, perm, shift)
+        inner, outer, offsets, outer_offset = levels.stored(found, of_scale, of_offset, scales, shift, n, k)
+        return Operands(codes, inner, zeros, perm, outer=outer, offsets=offsets, outer_offset=outer_offset)
 
     made = Proposal(
         "dequantized in the graph",
@@ -122,5 +139,7 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
         found.index is not None,
         found.codebook,
         gcd(*(part.rows for part in found.scale.parts)) or product.n,
+        found.offset is not None,
+        levels.outer_group(found, product.k),
     )
     return made, (product.weight, *picked)

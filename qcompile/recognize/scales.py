@@ -42,14 +42,23 @@ def common_group(k: int, *groups: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What the codes are multiplied with: the product of the parts (1 without any), constant over `group` values of K."""
+    """What the codes are multiplied with: the product of the parts (1 without any), constant over `group` values of K.
+
+    inner: None, or int8 or uint8: the dtype that holds the first part, integers, as the inner of two levels
+    """
 
     parts: tuple[Part, ...]
     group: int
+    inner: torch.dtype | None = None
 
     @staticmethod
     def of(k: int, *parts: Part) -> "Scale":
         return Scale(parts, common_group(k, *(part.group for part in parts)))
+
+    @property
+    def outer(self) -> "Scale":
+        """Of two levels the outer one, in its own groups."""
+        return Scale(self.parts[1:], min(part.group for part in self.parts[1:]))
 
     def values(self, tensors: Sequence[Tensor], n: int, k: int, device: torch.device, rows: Tensor | None = None) -> Tensor:
         """[N, ceil(K / group)], for all rows or some; in the dtype of the one tensor that it consists of, else in float32."""
@@ -81,6 +90,26 @@ def _arranged(tensor: Tensor, part: Part, n: int, k: int, group: int, rows: Tens
     if wide == 1:
         return grid.expand(n, groups)
     return grid if part.group == group else grid.repeat_interleave(part.group // group, 1)[:, :groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """What is added to every weight of a group: `factor` times the level's parts, times the weight's own scale if `scaled`.
+
+    A zero point z that is no integer is added as -1 * z * scale.
+    """
+
+    level: Scale
+    factor: float
+    scaled: bool
+
+    def values(self, tensors: Sequence[Tensor], scales: Tensor, n: int, k: int, rows: Tensor | None = None) -> Tensor:
+        """[N, ceil(K / group)], or some rows, from the tensors of the level's parts and the scales [N, ceil(K / group)]."""
+        level = self.level.values(tensors, n, k, scales.device, rows)
+        if self.factor == 1.0 and not self.scaled:
+            return level
+        wide = level.to(torch.float32) * self.factor
+        return wide * scales.to(torch.float32) if self.scaled else wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +162,7 @@ def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:
 
 def singles(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
     """Every float candidate as the scale, in the narrowest dtype that holds it, and last no scale at all."""
-    parts = [part for part in _parts(candidates, grid) if candidates[part.candidate].is_floating_point()]
+    parts = [part for part in parts_of(candidates, grid) if candidates[part.candidate].is_floating_point()]
     narrow = {number: _narrowest(candidates, number) for number in {part.candidate for part in parts}}
     found = dict.fromkeys(Scale.of(grid.k, replace(part, candidate=narrow[part.candidate])) for part in parts)
     return [*list(found)[:_MOST_SINGLES], Scale((), grid.k)]
@@ -156,7 +185,7 @@ def _lengths(tensor: Tensor) -> list[int]:
 def further(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
     """Inverses of float candidates, integers as scales, products and quotients of two, and products of two and a single number."""
     different = _different(candidates)
-    parts = [part for part in _parts(candidates, grid) if part.candidate in different]
+    parts = [part for part in parts_of(candidates, grid) if part.candidate in different]
     floats = [part for part in parts if candidates[part.candidate].is_floating_point()]
     whole = [part for part in parts if not candidates[part.candidate].is_floating_point()]
     numbers = [part for part in floats if candidates[part.candidate].numel() == 1]
@@ -176,7 +205,8 @@ def _apart(chosen: Sequence[Part], grid: Grid) -> bool:
     return len(numbers) == len(chosen) and grid.takes(common_group(grid.k, *(part.group for part in chosen)))
 
 
-def _parts(candidates: Sequence[Tensor], grid: Grid) -> Iterator[Part]:
+def parts_of(candidates: Sequence[Tensor], grid: Grid) -> Iterator[Part]:
+    """Every way in which each of the candidates may be a scale."""
     for number, candidate in enumerate(candidates):
         for turned, rows, group in ways(candidate.shape, grid):
             yield Part(number, turned, rows, group)

@@ -131,7 +131,7 @@ def _offset(steps: Tensor) -> str:
     seen = bool((off < _OFF_MOST).all()) and float(off.square().mean().sqrt()) < _OFF_USUALLY
     if not seen or steps.shape[-1] < LEAST_GROUP or not 2 <= float(moved.max()) <= 255:
         return ""
-    return "its zero points are no integers (each group has a real offset), and zero points of that kind no kernel here reads"
+    return "its zero points are no integers (each group has a real offset), and no tensor of its code is that offset"
 
 
 def _few_values(weight: Weight, steps: Tensor) -> list[float]:

@@ -17,7 +17,7 @@ from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.recognize import lattice, recovered
 from qcompile.recognize.acceptance import Claim, Facts, agrees, examine, out_of_range
-from qcompile.recognize.narrowing import centred, four_bits, in_order
+from qcompile.recognize.narrowing import centred, in_order, narrowed
 from qcompile.recognize.products import Product, low_bit_leaves
 from qcompile.recognize.readers import proposals
 from qcompile.recognize.unread import GENERAL
@@ -97,7 +97,7 @@ class Reader:
                 return wrong
         proposal, inputs = self._proposal(product, leaves, guess)
         if facts.narrow:
-            proposal = four_bits(proposal)
+            proposal = narrowed(proposal, facts.narrow)
         elif facts.centred:
             proposal = centred(proposal, facts.zero_range)
         proposal = in_order(proposal) if facts.straight else proposal

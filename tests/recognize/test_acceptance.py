@@ -48,12 +48,22 @@ def read(
 
 def unpacked(reading: readings.Reading, constants: dict[fx.Node, Constant]) -> QuantizedWeight:
     values = evaluate(reading.inputs, {node: constant.tensor for node, constant in constants.items()})
-    codes, scales, zeros, perm, *_ = reading.proposal.unpack(values)
-    proposal = reading.proposal
-    zeros = None if proposal.symmetric else zeros
-    return QuantizedWeight(
-        codes, scales, zeros, proposal.bits, proposal.group, perm if proposal.act_order else None, proposal.codebook
+    found, proposal = reading.proposal.unpack(values), reading.proposal
+    weight = QuantizedWeight(
+        found.codes,
+        found.scales,
+        None if proposal.symmetric else found.zeros,
+        proposal.bits,
+        proposal.group,
+        found.perm if proposal.act_order else None,
+        proposal.codebook,
+        found.outer,
+        found.offsets,
+        found.outer_offset,
+        proposal.outer_group,
     )
+    weight.check()
+    return weight
 
 
 def codes(low: int = -8, high: int = 8, dtype: torch.dtype = torch.int8, n: int = N, k: int = K) -> Tensor:
@@ -88,7 +98,12 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, ...], t
     "clamped": (lambda q, s: (q.float() * s).clamp(-1.0, 1.0), (2.0**-6,), (1.0,)),
     "clamped codes": (lambda q, s: q.clamp(max=6).float() * s, (2.0**-6, 1e6), ()),
     "an offset": (lambda q, s: q.float() * s + 0.001, (), (2.0**-6, 0.5)),
-    "an offset that bfloat16 hides": (lambda q, s: (q.float() * s + s * 2.0**-9).to(BF16).float(), (0.0,), (2.0**-6,)),
+    "an offset that bfloat16 hides": (lambda q, s: (q.float() * s + s * 2.0**-9).to(BF16).float(), (0.0, 2.0**-6), ()),
+    "a square that bfloat16 hides": (
+        lambda q, s: (q.float() * s * (1 + q.float() * 2.0**-14)).to(BF16).float(),
+        (0.0,),
+        (2.0**-6,),
+    ),
     "negated where large": (lambda q, s: torch.where(s > 1, -q.float() * s, q.float() * s), (2.0**-6, 8.0), ()),
     "one element apart": (
         lambda q, s: q.float() * s + torch.nn.functional.pad(s[:1] * 0.3, (0, K - 1, 0, N - 1)),
@@ -112,7 +127,7 @@ def test_each_weight_is_what_it_is_read_as(name: str) -> None:
         if size in other:
             assert isinstance(reading, str), f"scales of {size:g} read as {reading.scales[0]}"
         if not isinstance(reading, str):
-            torch.testing.assert_close(reading.dequantize(), dense.float(), rtol=2.0**-7, atol=0)
+            torch.testing.assert_close(reading.dequantize(), dense.float(), rtol=2.0**-7, atol=2.0**-133)  # the least of bfloat16
 
 
 LOOKALIKES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -39,11 +39,14 @@ def by_arithmetic(m: Any, x: Tensor) -> Tensor:
 
 
 def offset(m: Any, x: Tensor) -> Tensor:
-    return linear(x, ((m.q.float().reshape(N, -1, G) - m.z[..., None]) * m.s.float()[..., None]).reshape(N, K).to(x.dtype))
+    """The zero points of its groups are no integers, and made where there is one for every weight."""
+    points = m.z.repeat_interleave(G, 1) * 0.37
+    return linear(x, ((m.q.float() - points) * m.s.float().repeat_interleave(G, 1)).to(x.dtype))
 
 
 def least(m: Any, x: Tensor) -> Tensor:
-    return linear(x, (m.q.float().reshape(N, -1, G) * m.s.float()[..., None] + m.z[..., None]).reshape(N, K).to(x.dtype))
+    points = m.z.repeat_interleave(G, 1) * 0.37
+    return linear(x, (m.q.float() * m.s.float().repeat_interleave(G, 1) + points).to(x.dtype))
 
 
 Case = tuple[Callable[..., Tensor], Callable[[], dict[str, Tensor]], str]

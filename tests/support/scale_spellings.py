@@ -176,12 +176,19 @@ SCALES = (
         "half zero points",
         lambda m, x: linear(x, ((m.q.float() - 7.5) * m.s).to(x.dtype)),
         lambda: {"q": uint4(), "s": scale(N, 1)},
+        4,
+        offset=True,
     ),
 )
 
 LEVELS = (
     Spelling(
-        "integer inner, fp16 outer", _two_levels, _levels(lambda: small_integers(N, GROUPS), lambda: scale(N, dtype=F16)), 4, G
+        "integer inner, fp16 outer",
+        _two_levels,
+        _levels(lambda: small_integers(N, GROUPS), lambda: scale(N, dtype=F16)),
+        4,
+        G,
+        two_level=True,
     ),
     Spelling("outer first, inner turned", _two_levels_turned, _levels(lambda: around_one(GROUPS, N), lambda: scale(N)), 4, G),
     Spelling(
@@ -196,6 +203,7 @@ LEVELS = (
         4,
         G,
         False,
+        two_level=True,
     ),
     Spelling("divided by two scales", _divided_twice, _levels(lambda: around_one(N, GROUPS), lambda: 100 + around_one(N)), 4, G),
 )

@@ -37,6 +37,8 @@ class Spelling:
     dtype: torch.dtype = BF16
     shape: tuple[int, ...] = (M, K)
     codebook: str = ""
+    offset: bool = False
+    two_level: bool = False
 
     def model(self) -> Written:
         torch.manual_seed(5)
