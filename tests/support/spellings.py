@@ -295,6 +295,7 @@ MORE = (
         lambda: {"q": int4(), "s8": torch.randint(1, 127, (N, K // G), dtype=torch.int8), "s": scale(N, 1, dtype=F32)},
         4,
         G,
+        two_level=True,
     ),
     # zero points
     Spelling(
