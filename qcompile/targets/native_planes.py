@@ -99,7 +99,7 @@ def refuses(site: Site) -> Reasons:
     """What the kernel cannot take of a site."""
     low, high = site.zero_range
     most = 1 << site.bits
-    plain = site.bits in (4, 8) and not site.offset and not site.outer
+    plain = site.bits in (4, 8) and not (site.offset or site.outer or site.codebook)
     return unmet(
         on_cpu(site),
         integer_codes(site),

@@ -81,13 +81,21 @@ def test_takes(kernel: str, site: Site) -> None:
         ("planes", replace(TWO_LEVELS, outer_offset=False), "takes bfloat16, float16 or float32 offsets, got torch.uint8"),
         ("planes", SITE, "leaves 4 and 8 bits without offsets and outer scales to native.int4 and native.int8_a16"),
         ("int4", replace(SITE, offset=True), "takes integer zero points or none, each group of these weights has a real offset"),
-        ("int8", replace(SITE, bits=8, outer=True), "takes scales of one level, these weights have an outer scale as well"),
+        (
+            "int8",
+            replace(SITE, bits=8, outer=True, allow_a8=True),
+            "takes scales of one level, these weights have an outer scale as well",
+        ),
         (
             "int8_a16",
             replace(SITE, offset=True),
             "takes integer zero points or none, each group of these weights has a real offset",
         ),
-        ("int4_a8", replace(SITE, outer=True), "takes scales of one level, these weights have an outer scale as well"),
+        (
+            "int4_a8",
+            replace(SITE, outer=True, allow_a8=True),
+            "takes scales of one level, these weights have an outer scale as well",
+        ),
         ("int4", replace(SITE, codebook="e2m1"), "takes integer codes, these index the code book 'e2m1'"),
         ("int4", replace(SITE, device="cuda"), "runs on the CPU, this linear is on cuda"),
         ("int4", replace(SITE, zero_range=(-1, 3)), "takes zero points of 0 to 16, got -1 to 3"),
