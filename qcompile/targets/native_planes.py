@@ -100,9 +100,11 @@ def refuses(site: Site) -> Reasons:
     """What the kernel cannot take of a site."""
     low, high = site.zero_range
     most = 1 << site.bits
+    plain = site.bits in (4, 8) and not (site.offset or site.outer or site.codebook)
     return unmet(
         on_cpu(site),
         integer_codes(site),
+        (not plain, "leaves 4 and 8 bits without offsets and outer scales to native.int4 and native.int8_a16"),
         (site.dtype in SCALE_DTYPES, f"takes bfloat16, float16 or float32 activations, got {site.dtype}"),
         *_known_levels(site),
         (site.bits == 8 or (low >= 0 and high <= most), f"takes zero points of 0 to {most}, got {low} to {high}"),

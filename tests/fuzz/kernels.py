@@ -1,7 +1,7 @@
 """Random weights, packed for every kernel row that runs here and takes them, and run on ordinary and extreme x against float64.
 
 The reference is the formula of qcompile.meaning in float64, with x rounded as the row says it rounds. Per result, with
-A = sum |x| * (|code| + |zero| + 2^bits) * |scale| (kernels keep signed codes as unsigned ones of 4 or 8 bits, and take the difference
+A = sum |x| * ((|code| + |zero| + 2^bits) * |scale| + |offset|) (kernels keep signed codes as unsigned ones of 4 or 8 bits, and take the difference
 off again):
 
     sums in float32                (K + 8) * 2^-23 * A, and 2^-126 for each factor that may be flushed to zero
@@ -29,6 +29,7 @@ from torch import Tensor
 import qcompile
 from fuzz import Outcome, contents
 from fuzz.bounds import SPACING, UNIT
+from fuzz.levels import with_levels
 from qcompile.activations import NO_ACTIVATION_QUANT, ActivationQuant
 from qcompile.codebooks import CODE_BOOKS, NUMBERS
 from qcompile.hardware import platform
@@ -39,13 +40,9 @@ from qcompile.targets.native_ops import levels
 from qcompile.targets.registry import kernels
 
 OPERATORS = (
-    "native_int4_linear",
-    "native_book4_linear",
-    "native_fp8_linear",
-    "native_int8_a16_linear",
-    "native_int8_linear",
-    "native_int4_a8_linear",
-)
+    "native_int4_linear", "native_book4_linear", "native_fp8_linear", "native_planes_linear", "native_int8_a16_linear", 
+    "native_int8_linear", "native_int4_a8_linear",
+)  # fmt: skip
 ROUNDINGS = (
     NO_ACTIVATION_QUANT,
     ActivationQuant(kind="token"),
@@ -85,6 +82,8 @@ class Problem:
             else []
         )
         parts += ["zero points"] if w.zeros is not None else []
+        parts += [f"offsets {str(w.offsets.dtype)[6:]}"] if w.offsets is not None else []
+        parts += [f"an outer scale for {w.outer_group} values"] if w.outer_group else []
         parts += ["order of K"] if w.perm is not None else []
         parts += [f"bias {str(self.bias.dtype)[6:]}"] if self.bias is not None else []
         parts += [w.codebook] if w.codebook else []
@@ -114,7 +113,7 @@ def case(seed: int, folder: Path | None = None) -> Outcome:
 
 
 def random_problem(rng: Random) -> Problem:
-    bits = rng.choice((4, 4, 4, 8, 8, 2, 3, 5, 6, 7))
+    bits = rng.choice((4, 4, 4, 8, 8, 1, 2, 3, 5, 6, 7))
     n = rng.choice((1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 96))
     k = rng.choice((1, 2, 8, 16, 24, 32, 40, 63, 64, 65, 96, 128, 160, 192, 256, 320))
     even = rng.random() < 0.8  # else the last group is short
@@ -145,6 +144,8 @@ def random_problem(rng: Random) -> Problem:
         codes = codes * 0 if zeros is None else zeros.repeat_interleave(group, 1)[:, :k]
         codes = codes.clamp(max=high - 1)
     weight = QuantizedWeight(codes, scales, zeros, bits, group, perm, codebook, outer)
+    if not codebook and rng.random() < 0.35:
+        weight = with_levels(rng, weight)
     dtype = rng.choice(contents.FLOATS)
     bias = (
         contents.rows(rng, (n,), rng.choice((dtype, torch.float32)), rng.choice((1.0, 1e-3, 1e3))) if rng.random() < 0.3 else None
@@ -157,14 +158,19 @@ def random_problem(rng: Random) -> Problem:
 
 def _dense(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     value = values_of(weight.codes, weight.codebook).double()
-    level = weight.scales.double() if weight.outer is None else weight.scales.double() * weight.outer.double()
-    scale = level.repeat_interleave(weight.group, 1)[:, : weight.k]
+    column = torch.arange(weight.k)
+    g, h = column // weight.group, column // weight.outer_group if weight.outer_group else column * 0
+    scale, offset = weight.scales.double()[:, g], torch.zeros_like(value)
+    # With two levels, sums are multiplied with the first before the second makes them smaller again.
+    inner = 1.0 if weight.outer is None else scale.abs().nan_to_num(0.0).clamp(min=1.0)
+    scale = scale if weight.outer is None else scale * weight.outer.double()[:, h]
+    if weight.offsets is not None:
+        offset = weight.offsets.double()[:, g]
+        offset = offset if weight.outer_offset is None else offset * weight.outer_offset.double()[:, h]
     points = None if weight.zeros is None else weight.zeros.double().repeat_interleave(weight.group, 1)[:, : weight.k]
     zero = torch.zeros_like(scale) if points is None else points
     unscaled = value.abs() + zero.abs() + max(1 << weight.bits, 16)
-    # With two levels, sums are multiplied with the first before the second makes them smaller again.
-    inner = 1.0 if weight.outer is None else (scale / weight.outer.double()).abs().nan_to_num(0.0).clamp(min=1.0)
-    parts = (value - zero) * scale, unscaled * scale.abs(), (unscaled + 256) * inner
+    parts = (value - zero) * scale + offset, unscaled * scale.abs() + offset.abs(), (unscaled + 256) * inner
     if weight.perm is None:
         return parts
     inverse = torch.argsort(weight.perm)

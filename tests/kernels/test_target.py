@@ -13,10 +13,23 @@ from qcompile.hardware import platform
 from qcompile.kernel import Reasons, Site
 from qcompile.meaning import QuantizedWeight, sqnr_db
 from qcompile.targets.native import a8_group
-from qcompile.targets.registry import find
+from qcompile.targets.registry import find, kernels
+from qcompile.timing.candidates import candidates
+from qcompile.timing.times import Times
 
 SITE = Site(n=32, k=256, bits=4, group=128)
 TOKEN = ActivationQuant("token")
+TWO_LEVELS = replace(
+    SITE,
+    group=32,
+    scale_dtype=torch.uint8,
+    outer=True,
+    outer_group=128,
+    offset=True,
+    offset_dtype=torch.uint8,
+    outer_offset=True,
+    inner_bits=6,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +42,7 @@ def refusals(kernel: str, site: Site) -> Reasons:
 
 
 def test_they_run_here() -> None:
-    for name in ("int4", "int8", "int8_a16", "int4_a8"):
+    for name in ("int4", "planes", "int8", "int8_a16", "int4_a8"):
         assert find(f"native.{name}").missing(platform()) == ()
 
 
@@ -46,6 +59,10 @@ def test_they_run_here() -> None:
         ("int8", replace(SITE, bits=8, allow_a8=True)),
         ("int4_a8", replace(SITE, activation=TOKEN)),
         ("int4_a8", replace(SITE, allow_a8=True)),
+        ("planes", replace(SITE, bits=1, act_order=True, has_bias=True)),
+        ("planes", replace(SITE, bits=6, symmetric=False, zero_range=(0, 64))),
+        ("planes", replace(SITE, bits=8, symmetric=False, zero_range=(-128, 127), offset=True, offset_dtype=torch.bfloat16)),
+        ("planes", TWO_LEVELS),
     ],
 )
 def test_takes(kernel: str, site: Site) -> None:
@@ -58,6 +75,28 @@ def test_takes(kernel: str, site: Site) -> None:
     [
         ("int4", replace(SITE, bits=8), "takes weights of up to 4 bits, got 8"),
         ("int4", replace(SITE, activation=TOKEN), "does not quantize activations, this linear wants token/127.5/-128"),
+        ("planes", replace(TWO_LEVELS, activation=TOKEN), "does not quantize activations, this linear wants token/127.5/-128"),
+        ("planes", replace(SITE, codebook="e2m1"), "takes integer codes, these index the code book 'e2m1'"),
+        ("planes", replace(SITE, bits=3, symmetric=False, zero_range=(0, 9)), "takes zero points of 0 to 8, got 0 to 9"),
+        ("planes", replace(TWO_LEVELS, outer=False), "takes bfloat16, float16 or float32 scales, got torch.uint8"),
+        ("planes", replace(TWO_LEVELS, outer_offset=False), "takes bfloat16, float16 or float32 offsets, got torch.uint8"),
+        ("planes", SITE, "leaves 4 and 8 bits without offsets and outer scales to native.int4 and native.int8_a16"),
+        ("int4", replace(SITE, offset=True), "takes integer zero points or none, each group of these weights has a real offset"),
+        (
+            "int8",
+            replace(SITE, bits=8, outer=True, allow_a8=True),
+            "takes scales of one level, these weights have an outer scale as well",
+        ),
+        (
+            "int8_a16",
+            replace(SITE, offset=True),
+            "takes integer zero points or none, each group of these weights has a real offset",
+        ),
+        (
+            "int4_a8",
+            replace(SITE, outer=True, allow_a8=True),
+            "takes scales of one level, these weights have an outer scale as well",
+        ),
         ("int4", replace(SITE, codebook="e2m1"), "takes integer codes, these index the code book 'e2m1'"),
         ("int4", replace(SITE, device="cuda"), "runs on the CPU, this linear is on cuda"),
         ("int4", replace(SITE, zero_range=(-1, 3)), "takes zero points of 0 to 16, got -1 to 3"),
@@ -157,3 +196,15 @@ def test_with_and_without_rounding_one_packed_weight_is_read(group: int) -> None
     assert sqnr_db(want, rounding.run(x, packed, site)) > 40
     alone = replace(site, allow_a8=False)
     assert plain.form(alone) == f"int4 in groups of {group}"
+
+
+@pytest.mark.parametrize("bits", (1, 2, 3, 5, 6, 7))
+@pytest.mark.parametrize("zeros", (False, True), ids=("symmetric", "zero points"))
+def test_codes_of_other_widths_run_at_their_own(bits: int, zeros: bool) -> None:
+    """By its bytes, the row that keeps them so is preferred."""
+    where = platform()
+    site = replace(SITE, n=4096, k=4096, bits=bits, symmetric=not zeros, zero_range=(0, 1))
+    able = {row.name: row for row in kernels().values() if row.target == "native" and not row.reasons(site, where)}
+    assert len(able) > 1
+    found = candidates(site, None, able, Times(where), ())
+    assert found.order[0].name == "native.planes"
