@@ -33,6 +33,7 @@ typedef int16_t Shorts __attribute__((vector_size(4 * kWidth)));
 // Four signed bytes of the weight with four of x as 16-bit numbers: exact, where VPMADDUBSW would saturate.
 struct WordDot {
   static constexpr int64_t kValueBytes = 2;
+  static constexpr int32_t kAdded = 0;
   struct Weights {
     Ints even, odd;  // k = (0, 2) and (1, 3)
   };
@@ -83,6 +84,7 @@ inline Ints multiply_add(const Ints& sum, const Ints& unsigned_bytes, const Ints
 
 struct ByteDot {
   static constexpr int64_t kValueBytes = 1;
+  static constexpr int32_t kAdded = 128;
   typedef Ints Weights;
   // The weights are the unsigned factor: x as the signed one is repeated by the instruction itself on its way from memory.
   static inline Weights decode(const uint8_t* line) { return same_bits<Ints>(load<Words>(line) ^ 0x80808080u); }

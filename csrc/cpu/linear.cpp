@@ -12,6 +12,11 @@ constexpr Choice<LevelKernels> kLevels[] = {
     {&CpuFeatures::avx_vnni, &kAvx2VnniKernels},
     {&CpuFeatures::vnni_256, &kAvx2VnniEvexKernels},
     {&CpuFeatures::avx2, &kAvx2Kernels},
+#elif defined(__aarch64__)
+    {&CpuFeatures::neon_bf16, &kNeonBf16Kernels, true},
+    {&CpuFeatures::neon_i8mm, &kNeonI8mmKernels},
+    {&CpuFeatures::neon_dotprod, &kNeonDotprodKernels},
+    {&CpuFeatures::neon, &kNeonKernels},
 #endif
     {nullptr, &kGenericKernels},
 };
