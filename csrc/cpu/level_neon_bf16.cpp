@@ -1,4 +1,5 @@
-// Level "neon_bf16": products of bfloat16 by BFMMLA. 3 x 8 registers of sums for six rows, two of the weight and three of x fit.
+// Level "neon_bf16": products of bfloat16 by BFMMLA. 2 x 8 registers of sums for four rows fit beside the bytes of a book, and
+// 3 x 8 where there is none.
 #define QCOMPILE_WIDTH 4
 #include "cpu/bf16_matrix_body.h"
 #include "cpu/probe_body.h"
@@ -6,10 +7,9 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kRows = 6;
-constexpr LinearKernel kInt4 = Panels<Bf16MatrixBody<4, kRows>>::kernel("int4_neon_bf16");
-constexpr LinearKernel kInt8A16 = Panels<Bf16MatrixBody<8, kRows>>::kernel("int8_a16_neon_bf16");
-constexpr LinearKernel kBook4 = Panels<Bf16MatrixBody<4, kRows, true>>::kernel("book4_neon_bf16");
+constexpr LinearKernel kInt4 = Panels<Bf16MatrixBody<4, 4>>::kernel("int4_neon_bf16");
+constexpr LinearKernel kInt8A16 = Panels<Bf16MatrixBody<8, 6>>::kernel("int8_a16_neon_bf16");
+constexpr LinearKernel kBook4 = Panels<Bf16MatrixBody<4, 4, true>>::kernel("book4_neon_bf16");
 
 double probe_products(int64_t rounds) {
   return probe_multiply<Floats>(rounds, 8.0 * kWidth, [](const Floats& sum, const Floats& a, const Floats& b) __attribute__((always_inline)) {

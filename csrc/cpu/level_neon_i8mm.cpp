@@ -1,4 +1,4 @@
-// Level "neon_i8mm": products of bytes by SMMLA. 3 x 8 registers of sums for six rows, two of the weight and three of x fit.
+// Level "neon_i8mm": products of bytes by SMMLA. 2 x 8 registers of sums for four rows leave room for what is loaded ahead.
 #define QCOMPILE_WIDTH 4
 #include "cpu/matrix_bytes_body.h"
 #include "cpu/probe_body.h"
@@ -6,8 +6,8 @@
 namespace qcompile {
 namespace {
 
-constexpr LinearKernel kInt8 = Panels<Int8MatrixBody<6>>::kernel("int8_neon_i8mm");
-constexpr LinearKernel kInt4A8 = Panels<Int4A8MatrixBody<6>>::kernel("int4_a8_neon_i8mm");
+constexpr LinearKernel kInt8 = Panels<Int8MatrixBody<4>>::kernel("int8_neon_i8mm");
+constexpr LinearKernel kInt4A8 = Panels<Int4A8MatrixBody<4>>::kernel("int4_a8_neon_i8mm");
 
 double probe_bytes(int64_t rounds) {
   return probe_multiply<Ints>(rounds, 16.0 * kWidth, [](const Ints& sum, const Ints& a, const Ints& b) __attribute__((always_inline)) {

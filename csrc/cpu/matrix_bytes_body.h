@@ -46,6 +46,7 @@ struct Int8MatrixBody : Int8Body<SignedDot, kRows> {
         RowsByTwo<R, int32x4_t> sum;
         const auto add_lines = [&](bool two) __attribute__((always_inline)) {
           fetch_ahead<Fetch::once>(line);
+          if (two) fetch_ahead<Fetch::once>(line + kLineBytes);
           int8x16_t rows[(R + 1) / 2];
           QCOMPILE_UNROLL for (int p = 0; p < (R + 1) / 2; ++p) rows[p] = two_rows<R>(p, x, two ? x + R * 4 : x);
           QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
