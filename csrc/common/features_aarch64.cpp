@@ -1,4 +1,4 @@
-// What an Arm processor has, as the operating system says.
+// What a 64-bit Arm processor has, as Linux says; another system is asked nothing, and has what every such processor has.
 #include "common/isa.h"
 
 #if defined(__linux__)
@@ -6,23 +6,32 @@
 #endif
 
 namespace qcompile {
+namespace {
 
-// Bits of AT_HWCAP and AT_HWCAP2: Linux, arch/arm64/include/uapi/asm/hwcap.h. Elsewhere only what the compiler was told that all have.
-CpuFeatures detect_features() {
-  CpuFeatures found;
-  found.neon = true;  // part of the architecture
+struct Words {
+  unsigned long first = 0, second = 0;
+};
+
+Words asked() {
 #if defined(__linux__)
-  constexpr unsigned long kDotProduct = 1ul << 20, kBf16 = 1ul << 14;
-  found.arm_dotprod = (getauxval(AT_HWCAP) & kDotProduct) != 0;
-  found.arm_bf16 = found.arm_dotprod && (getauxval(AT_HWCAP2) & kBf16) != 0;
+  return {getauxval(AT_HWCAP), getauxval(AT_HWCAP2)};
 #else
-#if defined(__ARM_FEATURE_DOTPROD)
-  found.arm_dotprod = true;
+  return {1ul << 1, 0};
 #endif
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  found.arm_bf16 = found.arm_dotprod;
-#endif
-#endif
+}
+
+}  // namespace
+
+// Bits: Linux, Documentation/arch/arm64/elf_hwcaps.rst and uapi/asm/hwcap.h (HWCAP_ASIMD 1, HWCAP_ASIMDDP 20, HWCAP2_I8MM 13,
+// HWCAP2_BF16 14). What a system does not save or the processor lacks is not among them.
+CpuFeatures detect_features() {
+  const Words words = asked();
+  const auto has = [](unsigned long word, int bit) { return (word >> bit & 1u) != 0; };
+  CpuFeatures found;
+  found.neon = has(words.first, 1);
+  found.neon_dotprod = found.neon && has(words.first, 20);
+  found.neon_i8mm = found.neon_dotprod && has(words.second, 13);
+  found.neon_bf16 = found.neon && has(words.second, 14);
   return found;
 }
 

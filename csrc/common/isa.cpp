@@ -14,14 +14,15 @@ struct Named {
   Feature needs, also;  // null: nothing
 };
 
-// Best first. The bf16 level also promises VNNI: every processor with the one has the other.
+// Best first. A bf16 level also promises the products of bytes: every processor with the one has the other.
 constexpr Named kNamed[] = {
     {Isa::avx512_bf16, "avx512_bf16", &CpuFeatures::avx512_bf16, &CpuFeatures::avx512_vnni},
     {Isa::avx512, "avx512", &CpuFeatures::avx512, nullptr},
     {Isa::avx2_vnni, "avx2_vnni", &CpuFeatures::vnni_256, nullptr},
     {Isa::avx2, "avx2", &CpuFeatures::avx2, nullptr},
-    {Isa::neon_bf16, "neon_bf16", &CpuFeatures::arm_bf16, nullptr},
-    {Isa::neon_dotprod, "neon_dotprod", &CpuFeatures::arm_dotprod, nullptr},
+    {Isa::neon_bf16, "neon_bf16", &CpuFeatures::neon_bf16, &CpuFeatures::neon_i8mm},
+    {Isa::neon_i8mm, "neon_i8mm", &CpuFeatures::neon_i8mm, nullptr},
+    {Isa::neon_dotprod, "neon_dotprod", &CpuFeatures::neon_dotprod, nullptr},
     {Isa::neon, "neon", &CpuFeatures::neon, nullptr},
     {Isa::generic, "generic", nullptr, nullptr},
 };
@@ -34,8 +35,8 @@ constexpr struct {
     {&CpuFeatures::avx2, Isa::avx2},           {&CpuFeatures::avx_vnni, Isa::avx2_vnni},
     {&CpuFeatures::vnni_256, Isa::avx2_vnni},  {&CpuFeatures::avx512, Isa::avx512},
     {&CpuFeatures::avx512_vnni, Isa::avx512},  {&CpuFeatures::avx512_bf16, Isa::avx512_bf16},
-    {&CpuFeatures::neon, Isa::neon},           {&CpuFeatures::arm_dotprod, Isa::neon_dotprod},
-    {&CpuFeatures::arm_bf16, Isa::neon_bf16},
+    {&CpuFeatures::neon, Isa::neon},           {&CpuFeatures::neon_dotprod, Isa::neon_dotprod},
+    {&CpuFeatures::neon_i8mm, Isa::neon_i8mm}, {&CpuFeatures::neon_bf16, Isa::neon_bf16},
     {&CpuFeatures::avx512_vbmi, Isa::avx512},  {&CpuFeatures::avx512_bf16_vbmi, Isa::avx512_bf16},
 };
 

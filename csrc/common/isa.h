@@ -8,7 +8,18 @@
 
 namespace qcompile {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx2_vnni = 2, avx512 = 3, avx512_bf16 = 4, neon = 5, neon_dotprod = 6, neon_bf16 = 7 };
+// Those of one architecture stand in order; a machine has one architecture.
+enum class Isa : int {
+  generic = 0,
+  avx2 = 1,
+  avx2_vnni = 2,
+  avx512 = 3,
+  avx512_bf16 = 4,
+  neon = 5,
+  neon_dotprod = 6,
+  neon_i8mm = 7,
+  neon_bf16 = 8,
+};
 
 // Facts beyond the level that some kernels need.
 struct CpuFeatures {
@@ -20,9 +31,10 @@ struct CpuFeatures {
   bool avx512_bf16_vbmi = false;  // both
   bool avx_vnni = false;     // VPDPBUSD on 256 bits with the VEX prefix
   bool vnni_256 = false;     // the same instruction with whichever prefix
-  bool neon = false;
-  bool arm_dotprod = false;  // SDOT
-  bool arm_bf16 = false;     // BFDOT, and SDOT
+  bool neon = false;          // Advanced SIMD of 64-bit Arm
+  bool neon_dotprod = false;  // and SDOT, UDOT
+  bool neon_i8mm = false;     // and SMMLA, and what neon_dotprod has
+  bool neon_bf16 = false;     // and BFDOT, BFMMLA
   // Products of pairs of bfloat16 do half of what those of float32 do in the same time, instead of twice as much: Intel's processors
   // (170 against 341 Gop/s were measured on Sapphire Rapids with two threads).
   bool slow_bf16_pairs = false;

@@ -12,6 +12,8 @@ namespace qcompile {
 extern const AttentionKernel kAttentionGeneric;
 #if defined(__x86_64__)
 extern const AttentionKernel kAttentionAvx2, kAttentionAvx512, kAttentionAvx512Bf16;
+#elif defined(__aarch64__)
+extern const AttentionKernel kAttentionNeon, kAttentionNeonBf16;
 #endif
 
 namespace {
@@ -21,6 +23,9 @@ constexpr Choice<AttentionKernel> kChoices[] = {
     {&CpuFeatures::avx512_bf16, &kAttentionAvx512Bf16, true},
     {&CpuFeatures::avx512, &kAttentionAvx512},
     {&CpuFeatures::avx2, &kAttentionAvx2},
+#elif defined(__aarch64__)
+    {&CpuFeatures::neon_bf16, &kAttentionNeonBf16, true},
+    {&CpuFeatures::neon, &kAttentionNeon},
 #endif
     {nullptr, &kAttentionGeneric},
 };

@@ -51,7 +51,7 @@ struct FloatBody {
         QCOMPILE_UNROLL
         for (int i = 0; i < kWidth; ++i) store(turned + (d + i) * kTile + key, square[i]);
       }
-    constexpr int kMost = kWidth / 2;
+    constexpr int kMost = kWidth == 4 && kRegisters == 32 ? 4 : kWidth / 2;
     int64_t row = 0;
     for (; row + kMost <= rows; row += kMost) products<kMost>(turned, q + row * width, width, scores + row * kKeys);
     for (; row < rows; ++row) products<1>(turned, q + row * width, width, scores + row * kKeys);
@@ -89,7 +89,7 @@ struct FloatBody {
     const int64_t width = padded(a);
     float* const wide = reinterpret_cast<float*>(work);
     read_rows(a, values, stride, count, wide);
-    constexpr int kMost = kWidth == 16 ? 4 : 2;
+    constexpr int kMost = kWidth == 16 || (kWidth == 4 && kRegisters == 32) ? 4 : 2;
     int64_t row = 0;
     for (; row + kMost <= rows; row += kMost) add_rows<kMost>(wide, count, weights + row * kKeys, sums + row * width, width);
     for (; row < rows; ++row) add_rows<1>(wide, count, weights + row * kKeys, sums + row * width, width);

@@ -24,7 +24,7 @@ std::string native_isa_levels() {
   return names;
 }
 
-// What the processor has beyond the level, with commas between.
+// What the processor has beyond the level, with commas between; where Linux has a name for it, by that.
 std::string native_cpu_features() {
   const qcompile::CpuFeatures& here = qcompile::cpu_features();
   std::string names;
@@ -37,9 +37,10 @@ std::string native_cpu_features() {
   add(here.avx512_vnni, "avx512_vnni");
   add(here.avx512_bf16, "avx512_bf16");
   add(here.avx512_vbmi, "avx512_vbmi");
-  add(here.neon, "neon");
-  add(here.arm_dotprod, "arm_dotprod");
-  add(here.arm_bf16, "arm_bf16");
+  add(here.neon, "asimd");
+  add(here.neon_dotprod, "asimddp");
+  add(here.neon_i8mm, "i8mm");
+  add(here.neon_bf16, "bf16");
   return names;
 }
 

@@ -3,6 +3,7 @@
 //   kWords             vectors that a line becomes for each part of a block
 //   factor(k)          what x is multiplied with beforehand
 //   line(from, words)  one line of all parts
+//   part(from)         one part of a line, where it becomes one vector
 //   value<K>(words)    the value of one k
 //
 // Integers: (word & mask of a code) is u * 2^place, so the x of that k is multiplied by 2^-place beforehand (exact) and no shift is
@@ -28,8 +29,10 @@ struct Line {
   // Bit at which the code of a line's k begins.
   static constexpr int place(int k) { return kBits == 8 ? 8 * k : 4 * (k / 2 + k % 2 * 4); }
 
+  static inline Words part(const uint8_t* from) { return load<Words>(from); }
+
   static inline void line(const uint8_t* from, Words (&words)[kParts][kWords]) {
-    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) words[part][0] = load<Words>(from + part * kWidth * 4);
+    QCOMPILE_UNROLL for (int i = 0; i < kParts; ++i) words[i][0] = part(from + i * kWidth * 4);
   }
 };
 
@@ -44,9 +47,10 @@ struct Decoder<kBits, Values::integers> : Line<kBits> {
 
   explicit Decoder(const PackedWeight&) {}
 
+  static inline Words part(const uint8_t* from) { return kBits == 8 ? load<Words>(from) ^ 0x00808080u : load<Words>(from); }
+
   static inline void line(const uint8_t* from, Words (&words)[kParts][1]) {
-    Line<kBits>::line(from, words);
-    if constexpr (kBits == 8) QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) words[part][0] ^= 0x00808080u;
+    QCOMPILE_UNROLL for (int i = 0; i < kParts; ++i) words[i][0] = part(from + i * kWidth * 4);
   }
 
   template <int K>

@@ -6,6 +6,8 @@ namespace qcompile {
 extern const DenseKernel kDenseGeneric;
 #if defined(__x86_64__)
 extern const DenseKernel kDenseAvx2, kDenseAvx512, kDenseAvx512Bf16;
+#elif defined(__aarch64__)
+extern const DenseKernel kDenseNeon, kDenseNeonBf16;
 #endif
 
 namespace {
@@ -15,6 +17,9 @@ constexpr Choice<DenseKernel> kChoices[] = {
     {&CpuFeatures::avx512_bf16, &kDenseAvx512Bf16, true},
     {&CpuFeatures::avx512, &kDenseAvx512},
     {&CpuFeatures::avx2, &kDenseAvx2},
+#elif defined(__aarch64__)
+    {&CpuFeatures::neon_bf16, &kDenseNeonBf16, true},
+    {&CpuFeatures::neon, &kDenseNeon},
 #endif
     {nullptr, &kDenseGeneric},
 };

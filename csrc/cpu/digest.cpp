@@ -12,6 +12,8 @@ constexpr Choice<DigestKernel> kChoices[] = {
 #if defined(__x86_64__)
     {&CpuFeatures::avx512, &kDigestAvx512},
     {&CpuFeatures::avx2, &kDigestAvx2},
+#elif defined(__aarch64__)
+    {&CpuFeatures::neon, &kDigestNeon},
 #endif
     {nullptr, &kDigestGeneric},
 };

@@ -20,7 +20,7 @@ struct DigestKernel {
   // Chaining values [2 * lanes][8] -> those of their parents [lanes][8]. In place is allowed.
   void (*parents)(const uint32_t* children, uint32_t* values);
 };
-extern const DigestKernel kDigestGeneric, kDigestAvx2, kDigestAvx512;
+extern const DigestKernel kDigestGeneric, kDigestAvx2, kDigestAvx512, kDigestNeon;
 
 const DigestKernel& digest_kernel(Isa isa);
 

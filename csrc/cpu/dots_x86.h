@@ -33,7 +33,7 @@ typedef int16_t Shorts __attribute__((vector_size(4 * kWidth)));
 // Four signed bytes of the weight with four of x as 16-bit numbers: exact, where VPMADDUBSW would saturate.
 struct WordDot {
   static constexpr int64_t kValueBytes = 2;
-  static constexpr int32_t kAdded = 128;
+  static constexpr int32_t kAdded = 0;
   struct Weights {
     Ints even, odd;  // k = (0, 2) and (1, 3)
   };

@@ -41,6 +41,29 @@ struct FloatBody {
   template <int R>
   static constexpr int chains() { return R * kParts <= 2 ? 4 : R * kParts < 8 ? 2 : 1; }
 
+#if defined(__aarch64__)
+  // Part by part, with lanes of vectors of x: Arm multiplies by a lane as quickly as by a vector, and few numbers are waiting.
+  template <int R, int K, int... Row>
+  static inline void add_lanes(const Floats& w, const float32x4_t* x, int part, Floats (&sum)[R][kParts], std::integer_sequence<int, Row...>) {
+    ((sum[Row][part] = add_product<(K * R + Row) % kWidth>(sum[Row][part], w, x[(K * R + Row) / kWidth])), ...);
+  }
+
+  template <int R, int... K>
+  static inline void add_line(const uint8_t* from, const Codes& codes, const float* x, Floats (&sum)[chains<R>()][R][kParts],
+                              std::integer_sequence<int, K...>) {
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
+      const Words word[1] = {Codes::part(from + part * kWidth * 4)};
+      float32x4_t values[kLineK * R / kWidth];
+      QCOMPILE_UNROLL for (int i = 0; i < kLineK * R / kWidth; ++i) {
+        values[i] = vld1q_f32(x + i * kWidth);
+        __asm__("" : "+w"(values[i]));  // or else GCC loads lane by lane
+      }
+      (add_lanes<R, K>(codes.template value<K>(word), values, part, sum[K % chains<R>()], std::make_integer_sequence<int, R>()), ...);
+      // GCC would load and decode all parts first, and have no registers left for that.
+      if constexpr (R > 1) __asm__ volatile("" : : : "memory");
+    }
+  }
+#else
   template <int R, int... K>
   static inline void add_line(const uint8_t* from, const Codes& codes, const float* x, Floats (&sum)[chains<R>()][R][kParts],
                               std::integer_sequence<int, K...>) {
@@ -48,6 +71,7 @@ struct FloatBody {
     codes.line(from, line);
     (add_products<R, K>(line, codes, x, sum[K % chains<R>()]), ...);
   }
+#endif
 
   template <int R>
   static void run_panel(const PanelArgs& args) {

@@ -26,8 +26,6 @@ struct Int4A8Body {
     constexpr int kChains = R * kParts <= 4 ? 2 : 1;
     const PackedWeight& weight = *args.weight;
     const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines();
-    const float* const scales_x = reinterpret_cast<const float*>(args.panel);
-    const float* const sums_x = scales_x + groups * R;
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
     for (int64_t block = args.begin; block < args.end; ++block) {
       Floats total[R][kParts] = {};
@@ -52,18 +50,30 @@ struct Int4A8Body {
           if constexpr (kChains > 1) add_line(1);
         }
         for (; l < group_lines; ++l) add_line(0);
-        QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
-          const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
-          const Floats scale = load_scales(weight, meta), zero = load_zeros(weight, meta, 8);
-          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
-            Ints all_chains = sum[0][r][part];
-            if constexpr (kChains > 1) all_chains += sum[1][r][part];
-            const Floats product = to_floats(all_chains) * all(scales_x[g * R + r]) - zero * all(sums_x[g * R + r]);
-            total[r][part] += scale * product;
-          }
-        }
+        for (int c = 1; c < kChains; ++c)
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
+            QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[0][r][part] += sum[c][r][part];
+        add_group<R>(args, block, g, sum[0], total);
       }
       for (int r = 0; r < R; ++r) store_row(args, r, block * kBlock, total[r]);
+    }
+  }
+
+  // The products of one group and block, with its scale.
+  template <int R>
+  static inline __attribute__((always_inline)) void add_group(const PanelArgs& args, int64_t block, int64_t g, const Ints (&sum)[R][kParts],
+                                                              Floats (&total)[R][kParts]) {
+    const PackedWeight& weight = *args.weight;
+    const int64_t groups = weight.shape.groups();
+    const float* const scales_x = reinterpret_cast<const float*>(args.panel);
+    const float* const sums_x = scales_x + groups * R;
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
+      const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
+      const Floats scale = load_scales(weight, meta), zero = load_zeros(weight, meta, 8);
+      QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
+        const Floats product = to_floats(sum[r][part]) * all(scales_x[g * R + r]) - zero * all(sums_x[g * R + r]);
+        total[r][part] += scale * product;
+      }
     }
   }
 

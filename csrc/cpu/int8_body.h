@@ -3,9 +3,9 @@
 //   sum_k (q - zx)(w - zw) = sum_k q' w - zx' sum_k w - zw sum_k (q - zx)
 //
 // A Dot says how 4 values of k of one block are multiplied: kValueBytes for each value of x, Weights and decode(line) for a
-// line, add(sum, weights, x) for one row. With one byte, q' = q, zx' = zx and the weights are made unsigned by adding 128,
-// which leaves again as 128 sum_k q (kAdded; 0 where both factors are signed); with two, q' = q - zx and zx' = 0. Groups of up to 65536 values cannot overflow:
-// 255 * 128 * 65536 < 2^31.
+// line, add(sum, weights, x) for one row. With one byte, q' = q and zx' = zx; with two, q' = q - zx and zx' = 0. kAdded is what
+// decode adds to the weights (128 where they must be unsigned), which leaves again as kAdded sum_k q. Groups of up to 65536
+// values cannot overflow: 255 * 128 * 65536 < 2^31.
 #pragma once
 
 #include "cpu/quantize.h"
@@ -30,10 +30,6 @@ struct Int8Body {
     constexpr int kChains = R * kParts <= 2 ? 4 : R * kParts <= 4 ? 2 : 1;
     const PackedWeight& weight = *args.weight;
     const int64_t groups = weight.shape.groups(), group_lines = weight.shape.group_lines();
-    const float* const row_scale = reinterpret_cast<const float*>(args.panel);
-    const int32_t* const row_zero = reinterpret_cast<const int32_t*>(args.panel + R * 4);
-    const int32_t* const added = row_zero + R;
-    const float* const sums = row_scale + (2 + groups) * R;
     const uint8_t* line = weight.codes + args.begin * weight.shape.lines() * kLineBytes;
     for (int64_t block = args.begin; block < args.end; ++block) {
       Floats total[R][kParts] = {};
@@ -60,26 +56,46 @@ struct Int8Body {
           if constexpr (kChains > 2) add_line(2), add_line(3);
         }
         for (; l < group_lines; ++l) add_line(0);
-        QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
-          const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
-          const Floats scale = load_scales(weight, meta);
-          QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
-            Ints all_chains = sum[0][r][part];
-            for (int c = 1; c < kChains; ++c) all_chains += sum[c][r][part];
-            if constexpr (Dot::kValueBytes == 1) {
-              all_chains -= all_ints(added[g * R + r]);
-              if (row_zero[r] != 0) all_chains -= load<Ints>(weight.sums + meta * 4) * row_zero[r];
-            }
-            Floats product = to_floats(all_chains);
-            if (weight.zeros != nullptr) product -= load_zeros(weight, meta, 0) * all(sums[g * R + r]);
-            total[r][part] += scale * product;
-          }
+        for (int c = 1; c < kChains; ++c)
+          QCOMPILE_UNROLL for (int r = 0; r < R; ++r)
+            QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) sum[0][r][part] += sum[c][r][part];
+        add_group<R>(args, block, g, sum[0], total);
+      }
+      store<R>(args, block, total);
+    }
+  }
+
+  // The products of one group and block, with its scale.
+  template <int R>
+  static inline __attribute__((always_inline)) void add_group(const PanelArgs& args, int64_t block, int64_t g, const Ints (&sum)[R][kParts],
+                                                              Floats (&total)[R][kParts]) {
+    const PackedWeight& weight = *args.weight;
+    const int64_t groups = weight.shape.groups();
+    const int32_t* const row_zero = reinterpret_cast<const int32_t*>(args.panel + R * 4);
+    [[maybe_unused]] const int32_t* const added = row_zero + R;
+    const float* const sums = reinterpret_cast<const float*>(args.panel) + (2 + groups) * R;
+    QCOMPILE_UNROLL for (int part = 0; part < kParts; ++part) {
+      const int64_t meta = (block * groups + g) * kBlock + part * kWidth;
+      const Floats scale = load_scales(weight, meta);
+      QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
+        Ints products = sum[r][part];
+        if constexpr (Dot::kAdded != 0) products -= all_ints(added[g * R + r]);
+        if constexpr (Dot::kValueBytes == 1) {
+          if (row_zero[r] != 0) products -= load<Ints>(weight.sums + meta * 4) * row_zero[r];
         }
+        Floats product = to_floats(products);
+        if (weight.zeros != nullptr) product -= load_zeros(weight, meta, 0) * all(sums[g * R + r]);
+        total[r][part] += scale * product;
       }
-      for (int r = 0; r < R; ++r) {
-        for (int part = 0; part < kParts; ++part) total[r][part] *= all(row_scale[r]);
-        store_row(args, r, block * kBlock, total[r]);
-      }
+    }
+  }
+
+  template <int R>
+  static inline __attribute__((always_inline)) void store(const PanelArgs& args, int64_t block, Floats (&total)[R][kParts]) {
+    const float* const row_scale = reinterpret_cast<const float*>(args.panel);
+    for (int r = 0; r < R; ++r) {
+      for (int part = 0; part < kParts; ++part) total[r][part] *= all(row_scale[r]);
+      store_row(args, r, block * kBlock, total[r]);
     }
   }
 

@@ -23,11 +23,15 @@ inline Floats from_bf16(const Halves& half) { return same_bits<Floats>(__builtin
 
 // As fp16_to_float of common/half.h.
 inline Floats from_fp16(const Halves& half) {
+#if defined(__aarch64__)
+  return same_bits<Floats>(vcvt_f32_f16(same_bits<float16x4_t>(half)));
+#else
   const Words bits = __builtin_convertvector(half, Words);
   const Words sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
   const Words finite = same_bits<Words>(same_bits<Floats>(magnitude << 13) * 0x1p112f);
   const Words special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
   return same_bits<Floats>((magnitude >= 0x7c00u ? special : finite) | sign);
+#endif
 }
 
 // `count` values as floats into out, zeros from there up to `padded` (a multiple of the width, at most one vector further).

@@ -15,8 +15,9 @@ constexpr Choice<LevelKernels> kLevels[] = {
     {&CpuFeatures::vnni_256, &kAvx2VnniEvexKernels},
     {&CpuFeatures::avx2, &kAvx2Kernels},
 #elif defined(__aarch64__)
-    {&CpuFeatures::arm_bf16, &kNeonBf16Kernels, true},
-    {&CpuFeatures::arm_dotprod, &kNeonDotprodKernels},
+    {&CpuFeatures::neon_bf16, &kNeonBf16Kernels, true},
+    {&CpuFeatures::neon_i8mm, &kNeonI8mmKernels},
+    {&CpuFeatures::neon_dotprod, &kNeonDotprodKernels},
     {&CpuFeatures::neon, &kNeonKernels},
 #endif
     {nullptr, &kGenericKernels},

@@ -91,7 +91,7 @@ struct LevelKernels {
   uint32_t (*read)(const uint8_t* from, int64_t bytes);
 };
 extern const LevelKernels kGenericKernels, kAvx2Kernels, kAvx2VnniKernels, kAvx2VnniEvexKernels, kAvx512Kernels, kAvx512VnniKernels,
-    kAvx512VbmiKernels, kAvx512Bf16Kernels, kAvx512Bf16VbmiKernels, kNeonKernels, kNeonDotprodKernels, kNeonBf16Kernels;
+    kAvx512VbmiKernels, kAvx512Bf16Kernels, kAvx512Bf16VbmiKernels, kNeonKernels, kNeonDotprodKernels, kNeonI8mmKernels, kNeonBf16Kernels;
 
 // The implementation that a level uses for a family and a dtype of x. narrow: bfloat16 holds what the weight is decoded to.
 const LinearKernel& linear_kernel(Family family, Isa isa, Dtype dtype, bool narrow = true);

@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace qcompile {
@@ -23,6 +25,9 @@ inline Words load_bytes(const uint8_t* from) {
   return same_bits<Words>(_mm512_cvtepu8_epi32(load<__m128i>(from)));
 #elif defined(__AVX2__) && QCOMPILE_WIDTH == 8
   return same_bits<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__aarch64__)
+  const uint16x8_t shorts = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(from))));
+  return same_bits<Words>(vmovl_u16(vget_low_u16(shorts)));
 #else
   Words bytes;
   for (int i = 0; i < kWidth; ++i) bytes[i] = from[i];
@@ -80,7 +85,11 @@ inline Floats load_scales(const PackedWeight& weight, int64_t at) {
     for (int i = 0; i < kWidth; ++i) bits[i] = static_cast<uint32_t>(half[i]) << 16;
     scales = same_bits<Floats>(bits);
   } else {
+#if defined(__aarch64__)
+    scales = same_bits<Floats>(vcvt_f32_f16(load<float16x4_t>(half)));
+#else
     for (int i = 0; i < kWidth; ++i) scales[i] = fp16_to_float(half[i]);
+#endif
   }
   return scales;
 }

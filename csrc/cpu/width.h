@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 // Before a loop over rows or vectors: an index that is no constant would put the sums into memory, and GCC 12 keeps an array in
 // registers only if the loops over it are gone early.
 #if defined(__clang__)
@@ -17,6 +21,11 @@ namespace qcompile {
 namespace {
 
 constexpr int kWidth = QCOMPILE_WIDTH;
+#if defined(__aarch64__) || defined(__AVX512F__)
+[[maybe_unused]] constexpr int kRegisters = 32;
+#else
+[[maybe_unused]] constexpr int kRegisters = 16;
+#endif
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
@@ -38,6 +47,15 @@ inline To same_bits(const From& from) {
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
+
+#if defined(__aarch64__)
+// sum + a * b[Lane], rounded once.
+template <int Lane>
+inline Floats add_product(const Floats& sum, const Floats& a, float32x4_t b) {
+  static_assert(kWidth == 4, "a vector of Advanced SIMD");
+  return (Floats)vfmaq_laneq_f32((float32x4_t)sum, (float32x4_t)a, b, Lane);
+}
+#endif
 
 // A difference, because 0 + value would be an addition that the compiler must keep (for the sake of -0).
 inline Floats all(float value) { return value - Floats{}; }

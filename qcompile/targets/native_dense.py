@@ -22,7 +22,7 @@ def missing(where: Platform) -> Reasons:
     if reasons or where.simulated:
         return reasons
     reason = missing_op("native_dense_linear", _fake_dense_linear)
-    if reason is None and torch.ops.qcompile.native_isa(-1).startswith(("generic", "neon")):
+    if reason is None and torch.ops.qcompile.native_isa(-1) == "generic":
         reason = "is not faster than PyTorch without the vector instructions of AVX2"
     return () if reason is None else (reason,)
 
