@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qcompile.meaning import INNER_DTYPES
 from qcompile.recognize.lattice import INTEGERS, Found, Weight
-from qcompile.recognize.scales import Grid, Part, Scale, parts_of
+from qcompile.recognize.scales import Grid, Part, Scale, narrowest, parts_of
 
 
 def in_levels(weight: Weight, found: Found) -> Found:
@@ -67,7 +67,8 @@ def _split(weight: Weight, scale: Scale) -> Scale:
             if not coarse or not weight.tensors[part.candidate].is_floating_point():
                 continue
             if torch.equal(integers * _values(weight, Scale((part,), scale.group)), values):
-                return Scale((whole, part), scale.group, dtype)
+                outer = replace(part, candidate=narrowest(weight.tensors, part.candidate))
+                return Scale((whole, outer), scale.group, dtype)
     return scale
 
 

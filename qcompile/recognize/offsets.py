@@ -3,7 +3,7 @@
 What is found here is only a guess, as everything in `lattice`: it is compared with what the graph computes, exactly.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -25,8 +25,8 @@ _WIDTHS = (*NARROW, 5, 6, 7)
 class Search:
     """The ways in which the weight lies on a lattice with offsets; literals: numbers that may be everybody's zero point."""
 
-    def __init__(self, weight: Weight, sizes: Collection[int] = (), literals: Sequence[float] = ()) -> None:
-        self.weight, self.sizes, self.literals = weight, sizes, literals
+    def __init__(self, weight: Callable[[], Weight], sizes: Collection[int] = (), literals: Sequence[float] = ()) -> None:
+        self._weight, self.sizes, self.literals = weight, sizes, literals
 
     def findings(self, narrow: bool) -> Iterator[Found]:
         """Those of four bits or fewer, or of more."""
@@ -34,6 +34,11 @@ class Search:
             found = _fitted(self.weight, guess, None) if (guess.bits <= NARROW[-1]) == narrow else None
             if found is not None:
                 yield found
+
+    @cached_property
+    def weight(self) -> Weight:
+        """Made when it is first looked at."""
+        return self._weight()
 
     @cached_property
     def _near(self) -> list[Found]:

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.formats.proposal import Proposal
-from qcompile.graph.nodes import Constant, value
+from qcompile.graph.nodes import Constant, aten, is_call, value
 from qcompile.graph.slices import Root, Slices, spread
 from qcompile.graph.walk import evaluate, subgraph
 from qcompile.meaning import Operands, all_finite
 from qcompile.recognize import lattice, levels, offsets, unread
-from qcompile.recognize.products import Product
+from qcompile.recognize.products import CASTS, Product
 from qcompile.recognize.scales import LEAST_GROUP
 
 _MOST_CANDIDATES = 24
 _MOST_ELEMENTS, _SPANS = 1 << 22, 16  # of a weight of more elements some rows are looked at, in so many places
 _FEW = 4096
+
+Dense = tuple[fx.Node, bool]  # a node that holds the weight, and whether as [K, N]
 
 
 class Values:
@@ -31,15 +33,16 @@ class Values:
         self.literals = _literals(self.inner)
         self.feed = {leaf: constants[leaf].tensor for leaf in leaves}
         tensors = evaluate(_candidates(product, leaves), self.feed)
-        dense, rows = _rows(product, self.feed)
+        dense, rows = _rows(product, (product.weight, product.transposed), self.feed)
         self.weight = lattice.Weight(dense, tensors, product.n, rows)
+        self.product = product
         self.finite = all_finite(dense)
 
     def findings(self) -> Iterator[lattice.Found]:
         """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
         if not self.finite:
             return
-        added = offsets.Search(self.weight, self.sizes, self.literals)
+        added = offsets.Search(self._unrounded, self.sizes, self.literals)
         for plain in lattice.findings(self.weight, self.sizes, added.findings):
             found = levels.in_levels(self.weight, plain)
             yield found
@@ -47,6 +50,14 @@ class Values:
                 yield from _wider(found)
             if found is not plain:
                 yield plain
+
+    def _unrounded(self) -> lattice.Weight:
+        """The weight before it was rounded for the product."""
+        root = _before_rounding(self.product)
+        if root[0] is self.product.weight:
+            return self.weight
+        dense, rows = _rows(self.product, root, self.feed)
+        return lattice.Weight(dense, self.weight.tensors, self.product.n, rows)
 
     def reason(self) -> str:
         """Why it does not, or cannot be served."""
@@ -64,13 +75,26 @@ def _wider(found: lattice.Found) -> Iterator[lattice.Found]:
             yield replace(found, bits=bits, symmetric=found.symmetric or bits == 8)
 
 
-def _rows(product: Product, feed: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The dense weight [N, K], or of a large one some rows and their numbers."""
-    n, k, transposed = product.n, product.k, product.transposed
+def _before_rounding(product: Product) -> Dense:
+    """What the weight was cast from, if anything: beside a large offset, rounding to 16 bits may hide the codes."""
+    node, transposed = found = product.weight, product.transposed
+    while is_call(node, *CASTS, aten.permute.default) and value(node.all_input_nodes[0]).dtype.is_floating_point:
+        if is_call(node, aten.permute.default):
+            if list(node.args[1]) != [1, 0]:  # type: ignore[arg-type]
+                break
+            transposed = not transposed
+        node = node.all_input_nodes[0]
+        found = (node, transposed)
+    return found
+
+
+def _rows(product: Product, dense_of: Dense, feed: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The dense weight [N, K] that a node holds, or of a large one some rows and their numbers."""
+    n, k, (root, transposed) = product.n, product.k, dense_of
     if n * k <= _MOST_ELEMENTS:
-        (dense,) = evaluate([product.weight], feed)
+        (dense,) = evaluate([root], feed)
         return (dense.t() if transposed else dense), None
-    slices = Slices([Root(product.weight, {"n": 1 if transposed else 0})], {"n": n}, feed)
+    slices = Slices([Root(root, {"n": 1 if transposed else 0})], {"n": n}, feed)
     each = max(1, _MOST_ELEMENTS // (_SPANS * k))
     spans = spread(n, each, _SPANS, slices.align("n"))
     parts = [slices.evaluate({"n": span})[0] for span in spans]
@@ -117,7 +141,8 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
     added = () if found.offset is None else found.offset.level.parts
     picked += [candidates[part.candidate] for part in added]
     picked += [candidates[found.index]] if found.index is not None else []
-    transposed = product.transposed
+    dense_of = (product.weight, product.transposed) if found.offset is None else _before_rounding(product)
+    transposed = dense_of[1]
 
     def unpack(tensors: Sequence[Tensor]) -> Operands:
         dense = tensors[0].t() if transposed else tensors[0]
@@ -142,4 +167,4 @@ def proposal(product: Product, leaves: Sequence[fx.Node], found: lattice.Found) 
         found.offset is not None,
         levels.outer_group(found, product.k),
     )
-    return made, (product.weight, *picked)
+    return made, (dense_of[0], *picked)

@@ -163,12 +163,12 @@ def group_sizes(count: int, k: int, sizes: Collection[int] = ()) -> list[int]:
 def singles(candidates: Sequence[Tensor], grid: Grid) -> list[Scale]:
     """Every float candidate as the scale, in the narrowest dtype that holds it, and last no scale at all."""
     parts = [part for part in parts_of(candidates, grid) if candidates[part.candidate].is_floating_point()]
-    narrow = {number: _narrowest(candidates, number) for number in {part.candidate for part in parts}}
+    narrow = {number: narrowest(candidates, number) for number in {part.candidate for part in parts}}
     found = dict.fromkeys(Scale.of(grid.k, replace(part, candidate=narrow[part.candidate])) for part in parts)
     return [*list(found)[:_MOST_SINGLES], Scale((), grid.k)]
 
 
-def _narrowest(candidates: Sequence[Tensor], number: int) -> int:
+def narrowest(candidates: Sequence[Tensor], number: int) -> int:
     """The candidate that this one is a wider copy of, or itself: kernels keep 16-bit scales as they are."""
     mine = candidates[number]
     for other, tensor in enumerate(candidates):

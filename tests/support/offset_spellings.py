@@ -112,6 +112,7 @@ def _of_channel() -> dict[str, Tensor]:
 OFFSETS = (
     Spelling("offset added", _plus_offset, _tensors(uint4, o=_offsets), 4, G, offset=True),
     Spelling("offset added, f32", _plus_offset, _tensors(uint4, o=partial(_offsets, F32)), 4, G, dtype=F32, offset=True),
+    Spelling("offset that hides codes", _plus_offset, _tensors(uint4, o=lambda: _offsets() * 200), 4, G, offset=True),
     Spelling("offset taken off", _less_offset, _tensors(uint4, o=partial(_offsets, F16)), 4, G, dtype=F16, offset=True),
     Spelling("float zero point", _less_point, _tensors(uint4, z=_points), 4, G, offset=True),
     Spelling("float zero point times scale", _point_times_scale, _tensors(uint4, z=_points), 4, G, dtype=F32, offset=True),
