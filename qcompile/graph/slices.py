@@ -90,7 +90,7 @@ class Slices:
         axes = self._axes.get(node, {})
         if is_size(node):
             return hint(value(node))
-        if node not in values and callable(self.feed.get(node)):
+        if node not in values and node not in whole and callable(self.feed.get(node)):
             values[node] = self.feed[node](_shape(node, axes, spans))
         found = values if node in values else whole if node in whole else self.feed
         item = found[node]
@@ -129,14 +129,16 @@ class Slices:
         """The values of the nodes that are computed as a whole and read by others."""
         read = {parent for node in self._order for parent in node.all_input_nodes} | {root.node for root in self.roots}
         uses = Counter(parent for node in self._before for parent in node.all_input_nodes)
-        uses.update(node for node in self._before if node in read)
+        # What was made for an input stays: others must read the same values.
+        made = [node for node, given in self.feed.items() if callable(given)]
+        uses.update(node for node in (*self._before, *made) if node in read)
         spans = {label: range(size) for label, size in self.sizes.items()}
         values: dict[fx.Node, Any] = {}
         for node in self._before:
             arguments = {parent: self._load(parent, {}, spans, values) for parent in node.all_input_nodes}
             values[node] = self._run(node, spans, arguments)
             _drop(node, uses, values)
-        return {node: item for node, item in values.items() if node in read and node not in self.feed}
+        return {node: item for node, item in values.items() if node in read and (node not in self.feed or node in made)}
 
     def _run(self, node: fx.Node, spans: Mapping[str, range], arguments: Mapping[fx.Node, Any]) -> Any:
         if node.op == "get_attr":

@@ -147,6 +147,22 @@ def test_an_input_is_made_for_the_shape_that_is_asked_for() -> None:
     assert asked == [[3, 8]]
 
 
+def test_an_input_that_is_read_whole_and_in_part_is_made_once() -> None:
+    """Two roots that compute the same must see the same values, also where one needs all rows and the other some."""
+    graph, (x,) = graph_of(lambda x: torch.stack([x.flip(0).flip(0), x]), torch.randn(50, 8))
+    whole, part = next(iter(graph.find_nodes(op="output"))).args[0].args[0]
+    seeds = iter(range(100))
+
+    def source(shape: Sequence[int]) -> Tensor:
+        return torch.randn(list(shape), generator=torch.Generator().manual_seed(next(seeds)))
+
+    slices = Slices([Root(whole, {"m": 0}), Root(part, {"m": 0})], {"m": 50}, {x: source})
+    for span in (range(3), range(7, 9)):
+        first, second = slices.evaluate({"m": span})
+        assert first.shape == (len(span), 8)
+        assert torch.equal(first, second)
+
+
 def test_spread() -> None:
     assert spread(100, 10, 3) == [range(10), range(40, 50), range(90, 100)]
     assert spread(100, 50, 3) == pieces(100, 50) == [range(50), range(50, 100)]
