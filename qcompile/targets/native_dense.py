@@ -22,8 +22,11 @@ def missing(where: Platform) -> Reasons:
     if reasons or where.simulated:
         return reasons
     reason = missing_op("native_dense_linear", _fake_dense_linear)
-    if reason is None and torch.ops.qcompile.native_isa(-1) == "generic":
+    level = "" if reason is not None else str(torch.ops.qcompile.native_isa(-1))
+    if level == "generic":
         reason = "is not faster than PyTorch without the vector instructions of AVX2"
+    elif level.startswith("neon"):
+        reason = "was not compared with PyTorch on an Arm processor yet"
     return () if reason is None else (reason,)
 
 
