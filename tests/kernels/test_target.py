@@ -74,8 +74,16 @@ def test_takes(kernel: str, site: Site) -> None:
     ("kernel", "site", "reason"),
     [
         ("int4", replace(SITE, bits=8), "takes weights of up to 4 bits, got 8"),
-        ("int4", replace(SITE, activation=TOKEN), "does not quantize activations, this linear wants token/127.5/-128"),
-        ("planes", replace(TWO_LEVELS, activation=TOKEN), "does not quantize activations, this linear wants token/127.5/-128"),
+        (
+            "int4",
+            replace(SITE, activation=TOKEN),
+            "rounds activations to floats of 4 or 8 bits or not at all, this linear wants token/127.5/-128",
+        ),
+        (
+            "planes",
+            replace(TWO_LEVELS, activation=TOKEN),
+            "rounds activations to floats of 4 or 8 bits or not at all, this linear wants token/127.5/-128",
+        ),
         ("planes", replace(SITE, codebook="e2m1"), "takes integer codes, these index the code book 'e2m1'"),
         ("planes", replace(SITE, bits=3, symmetric=False, zero_range=(0, 9)), "takes zero points of 0 to 8, got 0 to 9"),
         ("planes", replace(TWO_LEVELS, outer=False), "takes bfloat16, float16 or float32 scales, got torch.uint8"),
