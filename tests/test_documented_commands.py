@@ -96,6 +96,10 @@ SLOW = {
         "python bench/gemm.py --peers --shapes 4096x4096 4096x11008 2048x8192 --m 1,2,4,8,16,64,128,256,512 --budget 3"
         " --out bench-output/gemm"
     ): "python bench/gemm.py --peers --shapes 256x256 512x256 --m 1,4 --budget 0.02 --out {out}",
+    (
+        "python bench/gemm.py --format int4,nvfp4,mxfp4,fp8,fp8-block,int2,int3,q4_k,q6_k --shapes 4096x4096"
+        " --m 1,2,16,64,256 --budget 0.8"
+    ): "python bench/gemm.py --format nvfp4,fp8-block,q4_k --shapes 256x256 --m 1 --budget 0.02",
     "python bench/gemm.py --bits 8 --shapes 4096x4096 2048x8192 --m 1,8,32,128,512 --budget 2": (
         "python bench/gemm.py --bits 8 --shapes 256x256 --m 1,8 --budget 0.02"
     ),
