@@ -2,11 +2,11 @@
 //
 // A code below 128 ORed into the bit pattern 0x4300 is the bfloat16 number 128 + u exactly: a shift and one VPTERNLOGD make a pair of
 // 16 outputs, one of each for every piece of codes that lie in pieces. The 128 and the zero point leave with one multiple of the sum
-// of x per group. float16 input is split exactly into two bfloat16 rows, as in bf16_body.h.
+// of x per group. Rows of x: bf16_rows.h.
 // For few rows codes are decoded on the way to the multiplier; for more they are decoded once into the first cache.
 #pragma once
 
-#include "cpu/bf16_body.h"
+#include "cpu/bf16_rows.h"
 #include "cpu/planes_body.h"
 
 namespace qcompile {
@@ -139,46 +139,17 @@ struct PlanesBf16Body {
         }
         const __m512 scale = _mm512_load_ps(meta.scale[place]);
         QCOMPILE_UNROLL for (int r = 0; r < R; ++r) {
-          __m512 all = sum[r][0];
-          if constexpr (chains<R>() == 2) all = _mm512_add_ps(sum[r][0], sum[r][1]);
-          if constexpr (chains<R>() == 4) all = _mm512_add_ps(_mm512_add_ps(sum[r][0], sum[r][1]), _mm512_add_ps(sum[r][2], sum[r][3]));
-          total[r] = _mm512_fmadd_ps(all, scale, total[r]);
+          total[r] = _mm512_fmadd_ps(sum_of(sum[r]), scale, total[r]);
           if (weight.offsets != nullptr)
             total[r] = _mm512_fmadd_ps(_mm512_load_ps(meta.offset[place]), _mm512_set1_ps(sums[g * R + r]), total[r]);
         }
       }
-      const __m512 bias = load_bias(args, block * kBlock);
-      if (args.dtype == Dtype::fp16) {
-        for (int r = 0; r + 1 < R; r += 2)
-          store_row_512(args, r / 2, block * kBlock, _mm512_add_ps(_mm512_add_ps(total[r], total[r + 1]), bias));
-      } else {
-        for (int r = 0; r < R; ++r) store_row_512(args, r, block * kBlock, _mm512_add_ps(total[r], bias));
-      }
+      store_block_512<R>(args, block * kBlock, total);
     }
   }
 
   static void prepare_panel(const PlanesWeight& weight, const LinearInput& input, uint8_t* out, int64_t first, int64_t count) {
-    const PlanesShape& shape = weight.shape;
-    const int64_t split = parts(input.dtype), rows = count * split, groups = shape.groups(), group_k = shape.group_k();
-    float* const sums = reinterpret_cast<float*>(out);
-    uint32_t* const pairs = reinterpret_cast<uint32_t*>(out + groups * rows * 4);
-    alignas(64) uint16_t staged[2][kPiece];
-    for (int64_t row = 0; row < count; ++row) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t group_end = smaller((g + 1) * shape.group, shape.k);
-        __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int64_t at = 0; at < group_k; at += kPiece) {
-          const int64_t k = g * shape.group + at, padded = smaller(kPiece, group_k - at);
-          stage(input, first + row, k, larger(0, smaller(padded, group_end - k)), padded, staged);
-          for (int64_t part = 0; part < split; ++part) {
-            sum[part] = add_sums(sum[part], staged[part], padded);
-            uint32_t* to = pairs + (g * group_k + at) / 2 * rows + row * split + part;
-            for (int64_t i = 0; i < padded; i += 2, to += rows) __builtin_memcpy(to, staged[part] + i, 4);
-          }
-        }
-        for (int64_t part = 0; part < split; ++part) sums[g * rows + row * split + part] = _mm512_reduce_add_ps(sum[part]);
-      }
-    }
+    prepare_pairs(weight.shape, input, 1.0f, out, first, count);
   }
 };
 

@@ -22,7 +22,7 @@ from qcompile.frontends import float_schemes, notes
 from qcompile.frontends.float_schemes import float_activation, is_float8
 from qcompile.frontends.float_schemes import structure_of as float8_structure
 from qcompile.frontends.linear import FRONT_DOOR_CLASSES, ByteLinear, PackedLinear, become
-from qcompile.frontends.stored_checks import Checks
+from qcompile.frontends.stored_checks import Checks, enum_text
 from qcompile.frontends.zero_points import restored_zero_point
 from qcompile.operators import Structure
 
@@ -147,7 +147,7 @@ def _weights(module: nn.Module) -> Any:
 
 
 def _form(module: nn.Module) -> str:
-    return f"compressed-tensors {_text(module.__dict__['quantization_scheme'].format)}"
+    return f"compressed-tensors {enum_text(module.__dict__['quantization_scheme'].format)}"
 
 
 def _sizes(module: Any) -> tuple[int, int]:
@@ -156,16 +156,11 @@ def _sizes(module: Any) -> tuple[int, int]:
 
 
 def _status(module: nn.Module) -> str:
-    status = module.__dict__.get("quantization_status")
-    return str(getattr(status, "value", status))
+    return enum_text(module.__dict__.get("quantization_status"))
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value))
 
 
 def plan(path: str, module: Any, model: nn.Module) -> Plan:
@@ -174,7 +169,7 @@ def plan(path: str, module: Any, model: nn.Module) -> Plan:
     Raises UnsupportedSchemeError for a scheme that is not known, WeightError for tensors that contradict it.
     """
     scheme = module.__dict__["quantization_scheme"]
-    weights, form = scheme.weights, _text(scheme.format)
+    weights, form = scheme.weights, enum_text(scheme.format)
     activation = _activation(path, scheme)
     n, k = int(module.out_features), int(module.in_features)
     checks = Checks(path, n, k, {**module._parameters, **module._buffers})
@@ -197,8 +192,8 @@ def plan(path: str, module: Any, model: nn.Module) -> Plan:
         structure = float8_structure(checks, form, weights, activation)
         if structure is not None:
             return Plan(path, module, ByteLinear, structure)
-    strategy = _text(weights.strategy)
-    integer = _text(weights.type) == "int" and 2 <= weights.num_bits <= 8 and strategy in {"group", "channel", "tensor"}
+    strategy = enum_text(weights.strategy)
+    integer = enum_text(weights.type) == "int" and 2 <= weights.num_bits <= 8 and strategy in {"group", "channel", "tensor"}
     if not integer or form not in {"pack-quantized", "int-quantized", "naive-quantized"}:
         raise _unsupported(path, scheme)
     bits, group = int(weights.num_bits), int(weights.group_size) if strategy == "group" else k
@@ -226,7 +221,7 @@ def plan(path: str, module: Any, model: nn.Module) -> Plan:
 
 def parts_of(scheme: Any) -> tuple[set[str], set[str]]:
     """The tensors that a file must hold for one layer of a known scheme, and those that it may hold."""
-    form, weights, inputs = _text(scheme.format), scheme.weights, scheme.input_activations
+    form, weights, inputs = enum_text(scheme.format), scheme.weights, scheme.input_activations
     if form == "nvfp4-pack-quantized":
         needed = {"input_global_scale"} if inputs is not None else set[str]()
         return {"weight_packed", "weight_scale", "weight_global_scale", *needed}, {"input_global_scale"}
@@ -268,14 +263,14 @@ def _activation(path: str, scheme: Any) -> str:
     args = scheme.input_activations
     if args is None:
         return "none"
-    if _text(args.type) == "float" and args.symmetric:
+    if enum_text(args.type) == "float" and args.symmetric:
         kind = float_activation(args, int(getattr(scheme.weights, "num_bits", 0)))
         if kind is not None:
             return f"{kind}@input"
-    if _text(args.type) == "int" and args.num_bits == 8:
-        if args.dynamic is True and _text(args.strategy) == "token":
+    if enum_text(args.type) == "int" and args.num_bits == 8:
+        if args.dynamic is True and enum_text(args.strategy) == "token":
             return "token/127.5/-128@input" if args.symmetric else "token_asymmetric@input"
-        if args.dynamic is False and _text(args.strategy) == "tensor":
+        if args.dynamic is False and enum_text(args.strategy) == "tensor":
             return "tensor@input"
     raise _unsupported(path, scheme)
 
@@ -295,11 +290,11 @@ def _check_static_scale(checks: Checks, activation: str) -> None:
 
 
 def _unsupported(path: str, scheme: Any) -> UnsupportedSchemeError:
-    parts = [_text(scheme.format)]
+    parts = [enum_text(scheme.format)]
     for what in ("weights", "input_activations", "output_activations"):
         args = getattr(scheme, what)
         if args is not None:
-            kind = f"{what} {_text(args.type)}{args.num_bits} {_text(args.strategy)}"
-            parts.append(f"{kind} dynamic={_text(args.dynamic)}" if what != "weights" else kind)
+            kind = f"{what} {enum_text(args.type)}{args.num_bits} {enum_text(args.strategy)}"
+            parts.append(f"{kind} dynamic={enum_text(args.dynamic)}" if what != "weights" else kind)
     way_out = WAY_OUT if scheme.input_activations is None else WAY_OUT + OTHER_NUMBERS
     return UnsupportedSchemeError(path, f"({', '.join(parts)})", KNOWN_SCHEMES, way_out)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qcompile.errors import QCompileError, UnsupportedSchemeError, WeightError
 from qcompile.formats.words import unpack_words
 from qcompile.frontends import grouped, notes
-from qcompile.frontends.stored_checks import FLOATS, need_finite, need_groups, need_tensor
+from qcompile.frontends.stored_checks import FLOATS, enum_text, need_finite, need_groups, need_tensor
 from qcompile.frontends.zero_convention import Evidence, channels, decide, evidence
 from qcompile.operators import Structure
 
@@ -163,7 +163,7 @@ def labelled_version(model: nn.Module) -> int:
     """1 or 2 as `checkpoint_format` of the model's quantization_config says; 1 if it says nothing."""
     entry: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     label = entry.get("checkpoint_format") if isinstance(entry, dict) else getattr(entry, "checkpoint_format", None)
-    return 2 if str(getattr(label, "value", label)) == "gptq_v2" else 1
+    return 2 if enum_text(label) == "gptq_v2" else 1
 
 
 def module_version(module: Any) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qcompile.errors import OptionError
 from qcompile.float_rounding import FLOAT_KINDS
+from qcompile.frontends.stored_checks import enum_text
 
 ACTIVATIONS = ("none", "dynamic", "static")
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
@@ -129,7 +130,7 @@ def _float8_scheme(block: tuple[int, int] | None, activations: str) -> Any:
 def _ranges(weight: Tensor, args: Any) -> tuple[Tensor, Tensor]:
     """Least and largest weight of everything that shares a scale, in the shape of the scales."""
     n, k = weight.shape
-    if str(getattr(args.strategy, "value", args.strategy)) == "tensor":
+    if enum_text(args.strategy) == "tensor":
         return weight.amin().reshape(1), weight.amax().reshape(1)
     if args.block_structure is not None:
         rows, columns = args.block_structure

@@ -12,6 +12,11 @@ from qcompile.errors import WeightError
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
+def enum_text(value: object) -> str:
+    """The text of a config's value, which libraries keep as a string or as a member of an enum."""
+    return str(getattr(value, "value", value))
+
+
 def described(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 

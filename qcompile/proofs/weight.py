@@ -68,9 +68,9 @@ def _compare(dense: Tensor, operands: Operands, group: int, codebook: str, allow
         if tensor is not None and tuple(tensor.shape) != expected:
             return f"{name} {list(tensor.shape)} instead of {list(expected)}"
     columns = None if operands.perm is None else operands.perm.long()
+    each = groups_each(group, outer_group)
     for part in row_pieces(n, k):
         rows = operands.rows(part)
-        each = groups_each(group, outer_group)
         scales = scales_of(rows.scales, rows.outer, each)
         shift = None if rows.offsets is None else scales_of(rows.offsets, rows.outer_offset, each)
         ours = dense_of(rows, group, codebook, outer_group)

@@ -10,10 +10,10 @@ from qcompile.hardware import Platform
 from qcompile.hardware.cost import predicted
 from qcompile.kernel import Extras, Kernel, Need, Reasons, Site, floats_or_none, integer_codes, on_cpu, unmet
 from qcompile.meaning import INNER_DTYPES, SCALE_DTYPES, Operands, group_count
-from qcompile.targets.native_ops import missing_op
+from qcompile.targets.native_ops import BLOCK, missing_op
 from qcompile.targets.native_rounding import rounded, rounding_bytes, whole_blocks
 
-_LINE, _BLOCK, _TILE, _HALF = 64, 16, 32, 16
+_LINE, _TILE, _HALF = 64, 32, 16
 PLANES_LAYOUT = 1  # kPlanesLayout of csrc/cpu/planes.h
 
 
@@ -31,7 +31,7 @@ def planes_bytes(
 ) -> int:
     """Bytes of a packed weight, as csrc/cpu/planes.h lays it out. levels: dtypes of scales and offsets, outers: of outer ones."""
     group = min(group, k)
-    blocks, groups = -(-n // _BLOCK), group_count(k, group)
+    blocks, groups = -(-n // BLOCK), group_count(k, group)
     halves = groups * -(-group // _HALF)
     codes = -(-halves // 2) * bits * _LINE
     fields = sum(dtype in INNER_DTYPES for dtype in levels)
@@ -39,7 +39,7 @@ def planes_bytes(
     floats = sum(dtype.itemsize for dtype in levels if dtype is not None and dtype not in INNER_DTYPES)
     outer = sum(dtype.itemsize for dtype in outers if dtype is not None)
     outer_groups = group_count(k, min(outer_group or k, k))
-    return _LINE + blocks * (codes + inner + groups * _BLOCK * (floats + zeros) + outer_groups * _BLOCK * outer)
+    return _LINE + blocks * (codes + inner + groups * BLOCK * (floats + zeros) + outer_groups * BLOCK * outer)
 
 
 def _fake_pack(
@@ -83,13 +83,8 @@ def missing_planes() -> str | None:
 
 
 def _known_levels(site: Site) -> tuple[Need, ...]:
-    scales, offsets = (
-        (*SCALE_DTYPES, *(INNER_DTYPES if site.outer else ())),
-        (
-            *SCALE_DTYPES,
-            *(INNER_DTYPES if site.outer_offset else ()),
-        ),
-    )
+    scales = (*SCALE_DTYPES, *(INNER_DTYPES if site.outer else ()))
+    offsets = (*SCALE_DTYPES, *(INNER_DTYPES if site.outer_offset else ()))
     return (
         (site.scale_dtype in scales, f"takes bfloat16, float16 or float32 scales, got {site.scale_dtype}"),
         (site.offset_dtype in offsets, f"takes bfloat16, float16 or float32 offsets, got {site.offset_dtype}"),
