@@ -96,11 +96,12 @@ def pack_linear(
     act_zero: Tensor | None = None,
     allow_a8: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`; WeightError for another x.
+    """Pack `weight` for one kernel and return y = f(x), x [..., K] of `dtype` -> y [..., N] of `dtype`.
 
     kernel: a registered name, or None for the fastest that takes this weight here. activation: how x is rounded first
     (default: not at all; for kernels that only compute with int8 activations: dynamic per token); act_scale, act_zero: the
-    constants of a static one. Raises WeightError for contradictory tensors, UnknownNameError for an unknown kernel,
+    constants of a static one. A kernel of our own takes x of every dtype and answers in it; for others f raises WeightError.
+    Raises WeightError for contradictory tensors, UnknownNameError for an unknown kernel,
     KernelRefusedError with every reason if it cannot be used.
     """
     weight.check()

@@ -228,9 +228,8 @@ class QuantizedWeight:
             raise WeightError("codebook", f"'' or one of {', '.join((*CODE_BOOKS, *NUMBERS))}", repr(self.codebook))
         if self.codebook in NUMBERS:
             if self.bits != 8 or self.zeros is not None:
-                raise WeightError(
-                    "codebook", "8 bits without zero points", f"{self.bits} bits" + (" with zeros" if self.bits == 8 else "")
-                )
+                zeros = "" if self.zeros is None else " with zero points"
+                raise WeightError("codebook", "8 bits without zero points", f"{self.bits} bits{zeros}")
             if not all_finite(self.codes.view(NUMBERS[self.codebook])):
                 raise WeightError("codes", f"finite numbers in {self.codebook.upper()}", "NaN or infinity")
         if self.codes.numel() == 0 or self.bits == 8:

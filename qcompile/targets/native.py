@@ -83,39 +83,29 @@ def refuses_int4(site: Site) -> Reasons:
     return _common_refusals(site, 4) + unmet(floats_or_none(site), whole_blocks(site))
 
 
-def refuses_book4(site: Site) -> Reasons:
+def _value_refusals(site: Site) -> Reasons:
+    """Of codes that stand for floats."""
     known = (*WIDE_DTYPES, *BLOCK_SCALE_DTYPES)
     return unmet(
         on_cpu(site),
-        (
-            site.codebook in CODE_BOOKS,
-            "takes codes of a code book, these are " + ("numbers of 8 bits" if site.codebook else "integers"),
-        ),
         no_offsets(site),
-        most_bits(site, 4),
         _float_activations(site),
         (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
         (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
         floats_or_none(site),
         whole_blocks(site),
     )
+
+
+def refuses_book4(site: Site) -> Reasons:
+    found = "numbers of 8 bits" if site.codebook else "integers"
+    book = site.codebook in CODE_BOOKS, f"takes codes of a code book, these are {found}"
+    return unmet(book, most_bits(site, 4)) + _value_refusals(site)
 
 
 def refuses_fp8(site: Site) -> Reasons:
-    known = (*WIDE_DTYPES, *BLOCK_SCALE_DTYPES)
-    return unmet(
-        on_cpu(site),
-        (
-            site.codebook in NUMBERS,
-            "takes numbers in E4M3 or E5M2, these are " + (f"codes of {site.codebook}" if site.codebook else "integers"),
-        ),
-        no_offsets(site),
-        (site.outer_group == 0, f"takes outer scales of whole outputs, these are for {site.outer_group} values of K each"),
-        _float_activations(site),
-        (site.scale_dtype in known, f"takes bfloat16, float16, float32, E4M3 or E8M0 scales, got {site.scale_dtype}"),
-        floats_or_none(site),
-        whole_blocks(site),
-    )
+    found = f"codes of {site.codebook}" if site.codebook else "integers"
+    return unmet((site.codebook in NUMBERS, f"takes numbers in E4M3 or E5M2, these are {found}")) + _value_refusals(site)
 
 
 def refuses_int8_a16(site: Site) -> Reasons:
@@ -176,11 +166,15 @@ def pack_int4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     return (packed,)
 
 
+def _wide_outer(weight: Operands) -> Tensor | None:
+    """Outer scales as both families of books and numbers store them."""
+    return None if weight.outer is None else weight.outer.to(torch.float32)
+
+
 def pack_book4(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes), with the code book and both levels of scales."""
-    outer = None if weight.outer is None else weight.outer.to(torch.float32)
     book = torch.tensor(CODE_BOOKS[site.codebook], dtype=torch.float32, device="cpu")
-    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, outer, book, site.group)
+    packed = torch.ops.qcompile.native_book4_pack.default(weight.codes, weight.scales, _wide_outer(weight), book, site.group)
     return (packed,)
 
 
@@ -193,7 +187,7 @@ def pack_fp8(weight: Operands, site: Site) -> tuple[Tensor, ...]:
     """(packed bytes); 16 outputs that have the same scales share them."""
     codes = weight.codes.view(NUMBERS[site.codebook])
     scales = weight.scales[::BLOCK] if _shared(site) else weight.scales
-    packed = torch.ops.qcompile.native_fp8_pack.default(codes, scales, weight.outer, site.group)
+    packed = torch.ops.qcompile.native_fp8_pack.default(codes, scales, _wide_outer(weight), site.group)
     return (packed,)
 
 

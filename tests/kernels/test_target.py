@@ -170,6 +170,21 @@ def test_pack_linear(bits: int, zeros: bool, perm: bool) -> None:
         assert sqnr_db(torch.nn.functional.linear(plain, weight.dequantize(), bias), call(plain)) > 40
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("codebook", ("e4m3", "e5m2", "e2m1", ""))
+def test_outer_scales_of_every_dtype(codebook: str, dtype: torch.dtype) -> None:
+    bits = {"e2m1": 4, "": 3}.get(codebook, 8)
+    codes = quantized(bits, 64, zeros=False, perm=False).codes.remainder(8 if bits == 4 else 100 if bits == 8 else 4)
+    steps = quantized(bits, 64, zeros=False, perm=False).scales
+    outer = torch.rand(48, 1, generator=torch.Generator().manual_seed(7)).add(0.5).to(dtype)
+    weight = QuantizedWeight(codes, steps, bits=bits, group=64, codebook=codebook, outer=outer)
+    x = activations(3, 256, torch.float32)
+    wanted = torch.nn.functional.linear(x, weight.dequantize())
+    name = {"e2m1": "book4", "": "planes"}.get(codebook, "fp8")
+    for kernel in (f"native.{name}", None):
+        assert sqnr_db(wanted, pack_linear(weight, kernel, torch.float32)(x)) > 110
+
+
 def test_pack_linear_static() -> None:
     weight = quantized(8, 256, zeros=False, perm=True)
     x = activations(5, 256, torch.bfloat16)
