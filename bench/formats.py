@@ -1,6 +1,7 @@
 """Random weights of every stored kind, and the bytes that their checkpoint holds, for bench/gemm.py."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -58,6 +59,12 @@ def _k_quant(n: int, k: int, bits: int, group: int, *, offsets: bool) -> Quantiz
     return QuantizedWeight(codes, scales, None, bits, group, outer=outer, offsets=inner, outer_offset=shift, outer_group=SUPER)
 
 
+def _q8_0(n: int, k: int) -> QuantizedWeight:
+    """As ggml's Q8_0: float16 scales for 32 values."""
+    plain = integers(n, k, 8, 32)
+    return replace(plain, scales=plain.scales.half())
+
+
 # (N, K) -> the weight.
 FORMATS: dict[str, Callable[[int, int], QuantizedWeight]] = {
     "int4": lambda n, k: integers(n, k, 4, min(128, k)),
@@ -66,6 +73,7 @@ FORMATS: dict[str, Callable[[int, int], QuantizedWeight]] = {
     "q4_k": partial(_k_quant, bits=4, group=32, offsets=True),
     "q6_k": partial(_k_quant, bits=6, group=16, offsets=False),
     "int8": lambda n, k: integers(n, k, 8, k),
+    "q8_0": _q8_0,
     "nvfp4": lambda n, k: _fp4(n, k, 16, torch.float8_e4m3fn, outer=True),
     "mxfp4": lambda n, k: _fp4(n, k, 32, torch.float8_e8m0fnu, outer=False),
     "fp8": lambda n, k: _fp8(n, k, k, (_steps(n, 1) * 1e-2).bfloat16()),

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 from bench import gemm, model
 from bench.formats import FORMATS, integers, stored_bytes
 from bench.peers import LIBRARIES, peers_of
+from bench.peers.ggml_blocks import blocks_of, q4_0
 from bench.peers.gguf_file import codes_of, in_pairs
-from bench.peers.peer import Peer, unsigned_pairs
-from bench.peers.q4_0 import q4_0
+from bench.peers.peer import Peer, UnfitError, unsigned_pairs
 from qcompile.meaning import QuantizedWeight
 
 MODULES = ("openvino", "onnxruntime", "llama_cpp", "gguf")
@@ -96,6 +96,23 @@ def test_q4_0_holds_the_same_weight() -> None:
     assert torch.equal((codes * scales).reshape(8, 256), weight.dequantize())
 
 
+@pytest.mark.parametrize("name", ["q8_0", "q4_k", "q6_k", "mxfp4", "nvfp4"])
+def test_blocks_of_ggml_hold_the_same_weight(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    weight = FORMATS[name](8, 512)
+    blocks = blocks_of(weight)
+    kind = gguf.GGMLQuantizationType(blocks.type)
+    assert kind.name == blocks.name
+    found = torch.from_numpy(gguf.quants.dequantize(blocks.rows.numpy(), kind)) * blocks.factor
+    torch.testing.assert_close(found, weight.dequantize(), rtol=1e-6, atol=0.0)
+
+
+def test_a_weight_without_blocks_of_ggml_is_refused() -> None:
+    for name in ("int3", "fp8", "int4-zeros"):
+        with pytest.raises(UnfitError):
+            blocks_of(FORMATS[name](8, 512))
+
+
 def test_codes_of_a_checkpoint_are_those_that_were_packed() -> None:
     weight = integers(8, 256, 4, 128)
     assert torch.equal(codes_of(unsigned_pairs(weight).view(torch.int32)), weight.codes)
@@ -110,7 +127,7 @@ def test_rotary_halves_become_pairs() -> None:
 
 # Bits of each weight of 512 x 1024 in its checkpoint.
 BITS = {
-    "int2": 2.125, "int3": 3.125, "int5": 5.125, "int6": 6.125, "q4_k": 4.5, "q6_k": 6.5625, "int4": 4.125, "int4-zeros": 4.1875, "int8": 8.016, "nvfp4": 4.5, "mxfp4": 4.25, "fp8": 8.016, "fp8-block": 8.002, "mxfp8": 8.25,
+    "int2": 2.125, "int3": 3.125, "int5": 5.125, "int6": 6.125, "q4_k": 4.5, "q6_k": 6.5625, "int4": 4.125, "int4-zeros": 4.1875, "int8": 8.016, "q8_0": 8.5, "nvfp4": 4.5, "mxfp4": 4.25, "fp8": 8.016, "fp8-block": 8.002, "mxfp8": 8.25,
 }  # fmt: skip
 
 

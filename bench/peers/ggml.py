@@ -1,6 +1,6 @@
-"""ggml's mul_mat of a Q4_0 weight, which rounds activations to 8 bit, by the shared libraries inside llama-cpp-python.
+"""ggml's mul_mat of a quantized weight, which rounds activations to 8 bit, by the shared libraries inside llama-cpp-python.
 
-The weight lies in ggml's own order for this processor ("repacked"), as llama.cpp would put it.
+The weight lies in ggml's own order for this processor ("repacked") where there is one for its type, as llama.cpp would put it.
 https://github.com/ggml-org/ggml/blob/master/include/ggml-backend.h
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.peers.peer import Peer, copies_of, need_plain
-from bench.peers.q4_0 import BLOCK, GROUP, q4_0
+from bench.peers.ggml_blocks import Blocks, blocks_of
+from bench.peers.peer import Peer, copies_of
 from qcompile.meaning import QuantizedWeight
 
-F32, Q4_0 = 0, 2  # enum ggml_type
+F32 = 0  # enum ggml_type
 GRAPH_BYTES = 1 << 20
 POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
@@ -47,6 +47,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, arguments
     "ggml_backend_cpu_set_n_threads": (None, POINTER, INT),
     "ggml_backend_cpu_reg": (POINTER,),
     "ggml_backend_reg_dev_get": (POINTER, POINTER, SIZE),
+    "ggml_backend_dev_supports_op": (ctypes.c_bool, POINTER, POINTER),
     "ggml_backend_reg_get_proc_address": (POINTER, POINTER, ctypes.c_char_p),
     "ggml_backend_buft_name": (ctypes.c_char_p, POINTER),
     "ggml_backend_cpu_buffer_type": (POINTER,),
@@ -77,11 +78,14 @@ class Ggml:
     def __getattr__(self, name: str) -> Any:  # the functions, for type checkers
         raise AttributeError(name)
 
+    @property
+    def device(self) -> int:
+        return int(self.backend_reg_dev_get(self.backend_cpu_reg(), 0))
+
     def repacked(self) -> int:
         """The buffer type that puts weights into the order of this processor, or the plain one."""
-        registry = self.backend_cpu_reg()
-        address = self.backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
-        listed = ctypes.CFUNCTYPE(ctypes.POINTER(POINTER), POINTER)(address)(self.backend_reg_dev_get(registry, 0))
+        address = self.backend_reg_get_proc_address(self.backend_cpu_reg(), b"ggml_backend_dev_get_extra_bufts")
+        listed = ctypes.CFUNCTYPE(ctypes.POINTER(POINTER), POINTER)(address)(self.device)
         at = 0
         while kind := listed[at]:
             if self.backend_buft_name(kind) == b"CPU_REPACK":
@@ -104,7 +108,7 @@ class Packed:
     """One copy of the weight, in a buffer of ggml's."""
 
     ggml: Ggml
-    rows: Tensor
+    blocks: Blocks
     n: int
     k: int
     context: int = field(init=False)
@@ -112,14 +116,30 @@ class Packed:
     buffer: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.context = self.ggml.room()
-        self.weight = self.ggml.new_tensor_2d(self.context, Q4_0, self.k, self.n)
-        self.buffer = self.ggml.backend_alloc_ctx_tensors_from_buft(self.context, self.ggml.repacked())
-        self.ggml.backend_tensor_set(self.weight, self.rows.data_ptr(), 0, self.rows.numel())
+        self._place(self.ggml.repacked())
+        if not self._is_taken():  # no such order for this type
+            self._free()
+            self._place(self.ggml.backend_cpu_buffer_type())
+        rows = self.blocks.rows
+        self.ggml.backend_tensor_set(self.weight, rows.data_ptr(), 0, rows.numel())
 
-    def __del__(self) -> None:
+    def _place(self, kind: int) -> None:
+        """The weight's header, and room for its data in a buffer of that type."""
+        self.context = self.ggml.room()
+        self.weight = self.ggml.new_tensor_2d(self.context, self.blocks.type, self.k, self.n)
+        self.buffer = self.ggml.backend_alloc_ctx_tensors_from_buft(self.context, kind)
+
+    def _is_taken(self) -> bool:
+        """Whether ggml multiplies with the weight where it lies."""
+        given = self.ggml.new_tensor_2d(self.context, F32, self.k, 1)
+        return bool(self.ggml.backend_dev_supports_op(self.ggml.device, self.ggml.mul_mat(self.context, self.weight, given)))
+
+    def _free(self) -> None:
         self.ggml.backend_buffer_free(self.buffer)
         self.ggml.free(self.context)
+
+    def __del__(self) -> None:
+        self._free()
 
 
 class Product:
@@ -147,21 +167,20 @@ class Product:
 
 
 def peers(weight: QuantizedWeight, threads: int) -> list[Peer]:
-    need_plain(weight, 4, multiple=GROUP)
+    blocks = blocks_of(weight)
     ggml = library()
     ggml.backend_cpu_set_n_threads(ggml.backend, threads)
-    rows = q4_0(weight.codes, weight.scales, weight.group)
-    n, k = weight.codes.shape
-    copies = [Packed(ggml, rows, n, k) for _ in range(copies_of(rows.numel()))]
-    calls = [call_of(ggml, at) for at in range(len(copies))]
-    size = n * k // GROUP * BLOCK
-    return [Peer("ggml Q4_0 (4.5 bit)", calls, size, True, ready=lambda x: Product(ggml, copies, x), pool="ggml")]
+    (n, k), size = weight.codes.shape, blocks.rows.numel()
+    copies = [Packed(ggml, blocks, n, k) for _ in range(copies_of(size))]
+    calls = [call_of(ggml, at, blocks.factor) for at in range(len(copies))]
+    name = f"ggml {blocks.name} ({size * 8 / (n * k):.4g} bit)"
+    return [Peer(name, calls, size, True, ready=lambda x: Product(ggml, copies, x), pool="ggml")]
 
 
-def call_of(ggml: Ggml, at: int) -> Callable[[Any], Tensor]:
+def call_of(ggml: Ggml, at: int, factor: float) -> Callable[[Any], Tensor]:
     def call(product: Product) -> Tensor:
         if ggml.backend_graph_compute(ggml.backend, product.graphs[at]) != 0:
             raise RuntimeError("ggml could not compute the product")
-        return product.ys[at]
+        return product.ys[at] if factor == 1.0 else product.ys[at] * factor
 
     return call

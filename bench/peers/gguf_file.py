@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bench.peers.q4_0 import q4_0
+from bench.peers.ggml_blocks import q4_0
 
 PARTS = {  # of a layer: transformers' name -> GGUF's
     "self_attn.q_proj": "attn_q",
