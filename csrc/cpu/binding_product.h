@@ -73,13 +73,14 @@ inline void check_x(const ProductCall& call) {
 
 // y [..., n] of an x that `check_x` has seen.
 template <class Weight>
-Tensor run_product(const ProductCall& call, const Weight& weight, const LinearKernelOf<Weight>& kernel, const Activation& activation) {
+Tensor run_product(const ProductCall& call, const Weight& weight, const LinearKernelOf<Weight>& given, const Activation& activation) {
   const auto& shape = weight.shape;
   const Tensor& x = call.x;
   std::vector<float> bias_values;
   LinearInput input = {nullptr, dtype_of(x.scalar_type()), 0, call.k, checked_perm(call), activation};
   LinearOutput output = {nullptr, call.n, checked_bias(call, &bias_values)};
   const int64_t rows = x.numel() / call.k, width = input.dtype == Dtype::f32 ? 4 : 2;
+  const LinearKernelOf<Weight>& kernel = given.many != nullptr && rows >= given.many_rows ? *given.many : given;
   const Tensor x_in = torch::stable::contiguous(x);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = call.n;

@@ -59,9 +59,8 @@ inline int64_t blocks_at_once(const Shape& shape) {
   return blocks > 1 ? blocks : 1;
 }
 
-// One implementation. Weights are decoded on the way to the multiplier, so there is no scratch. A caller splits m into
-// chunks of at most max_rows, prepares the input of a chunk once (ranges of panels, in parallel if it likes) and then runs
-// ranges of blocks (in parallel).
+// One implementation. A caller splits m into chunks of at most max_rows, prepares the input of a chunk once (ranges of panels, in
+// parallel if it likes) and then runs ranges of blocks (in parallel).
 template <class Weight>
 struct LinearKernelOf {
   using Shape = decltype(Weight::shape);
@@ -73,6 +72,9 @@ struct LinearKernelOf {
   void (*prepare)(const Weight& weight, const LinearInput& input, void* prepared, int64_t begin, int64_t end);
   void (*run)(const Weight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output, int64_t begin,
               int64_t end);
+  // The one for x of `many_rows` and more, where there is one: measured with bench/gemm.py.
+  const LinearKernelOf* many = nullptr;
+  int64_t many_rows = 0;
 };
 using LinearKernel = LinearKernelOf<PackedWeight>;
 

@@ -100,7 +100,9 @@ struct Panels {
     }
   }
 
-  static constexpr LinearKernelOf<Weight> kernel(const char* name) { return {name, max_rows, prepared_bytes, count, prepare, run}; }
+  static constexpr LinearKernelOf<Weight> kernel(const char* name, const LinearKernelOf<Weight>* many = nullptr, int64_t many_rows = 0) {
+    return {name, max_rows, prepared_bytes, count, prepare, run, many, many_rows};
+  }
 };
 
 }  // namespace

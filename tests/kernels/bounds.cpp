@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__)
 #include "vnni_trap.h"
+#include "wide_strips.h"
 #endif
 
 using namespace qcompile;
@@ -22,8 +23,12 @@ std::vector<const LinearKernel*> kernels(const PackedWeight& weight, Dtype dtype
     case Values::integers: break;
   }
   std::vector<const LinearKernel*> all;
-  for (const Isa isa : available_isas()) all.push_back(&linear_kernel(family, isa, dtype, has_bf16_book(weight)));
+  for (const Isa isa : available_isas()) {
+    all.push_back(&linear_kernel(family, isa, dtype, has_bf16_book(weight)));
+    if (all.back()->many != nullptr) all.push_back(all.back()->many);
+  }
 #if defined(__x86_64__)
+  if (!rounds) all.push_back(&wide_kernel(weight.shape.values, bits));
   // Its twin stands for it at the level "avx2_vnni" of a processor that has no AVX-VNNI. Once, as each instruction is a trap.
   if (cpu_features().avx2 && rounds && dtype == Dtype::f32) all.push_back(bits == 4 ? kAvx2VnniKernels.int4_a8 : kAvx2VnniKernels.int8);
 #endif

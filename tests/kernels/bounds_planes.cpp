@@ -9,6 +9,10 @@
 #include "cpu/planes_kernels.h"
 #include "exact.h"
 
+#if defined(__x86_64__)
+#include "wide_strips.h"
+#endif
+
 using namespace qcompile;
 
 namespace {
@@ -131,10 +135,17 @@ long check(const Planes& planes, Dtype dtype, int64_t m) {
   }
   const double most = dtype == Dtype::f32 ? 1e-6 : dtype == Dtype::fp16 ? 6e-4 : 4e-3;
   long checked = 0;
+  std::vector<const PlanesKernel*> kernels;
   for (const Isa isa : available_isas()) {
-    const PlanesKernel& kernel = planes_kernel(shape.bits, isa, dtype);
-    const LinearInput input = {x.get(), dtype, m, k, m % 2 == 1 ? perm : nullptr, {}};
-    const Bytes y = run(kernel, planes.weight, input, bias.as<float>());
+    kernels.push_back(&planes_kernel(shape.bits, isa, dtype));
+    if (kernels.back()->many != nullptr) kernels.push_back(kernels.back()->many);
+  }
+#if defined(__x86_64__)
+  kernels.push_back(&wide_planes_kernel(shape.bits));
+#endif
+  const LinearInput input = {x.get(), dtype, m, k, m % 2 == 1 ? perm : nullptr, {}};
+  for (const PlanesKernel* kernel : kernels) {
+    const Bytes y = run(*kernel, planes.weight, input, bias.as<float>());
     double total = 0;
     for (int64_t i = 0; i < m * n; ++i) {
       const double got = value_at(y.get(), dtype, i % m * n + i / m);
@@ -142,7 +153,7 @@ long check(const Planes& planes, Dtype dtype, int64_t m) {
       total += (got - sums[i]) * (got - sums[i]);
     }
     const double error = std::sqrt(total / size);
-    if (!(error <= most)) std::fprintf(stderr, "%s n=%ld k=%ld group=%ld m=%ld: %g\n", kernel.name, n, k, shape.group, m, error);
+    if (!(error <= most)) std::fprintf(stderr, "%s n=%ld k=%ld group=%ld m=%ld: %g\n", kernel->name, n, k, shape.group, m, error);
     require(error <= most, "close to the plain sum");
     ++checked;
   }

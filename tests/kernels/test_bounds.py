@@ -29,15 +29,19 @@ def everywhere(program: str, *names: str) -> Sources:
     return own | plain("common/isa.cpp", FEATURES, *names, flags=UNDEFINED)
 
 
+# Loops that no level of this processor may have, in plain C++.
+WIDE = {KERNEL_TESTS / "wide_strips.cpp": ()} if X86 else {}
+
+
 def products() -> Sources:
     trap = {KERNEL_TESTS / "vnni_trap.cpp": ()} if X86 else {}
     sources = everywhere("bounds", "cpu/linear.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
-    return sources | trap | for_levels("level", LEVELS)
+    return sources | trap | WIDE | for_levels("level", LEVELS)
 
 
 def planes() -> Sources:
     names = ("cpu/planes_kernels.cpp", "cpu/planes.cpp", "cpu/packed.cpp", "cpu/planes_generic.cpp")
-    return everywhere("bounds_planes", *names) | for_levels("planes", WITHOUT_VNNI)
+    return everywhere("bounds_planes", *names) | WIDE | for_levels("planes", WITHOUT_VNNI)
 
 
 def unquantized(family: str) -> Sources:
