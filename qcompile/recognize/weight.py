@@ -101,7 +101,7 @@ class Reader:
         elif facts.centred:
             proposal = centred(proposal, facts.zero_range)
         proposal = in_order(proposal) if facts.straight else proposal
-        unpacking = f"{guess.text} {proposal.bits} {proposal.symmetric} {structure}"
+        unpacking = f"{guess.text} {proposal.bits} {proposal.symmetric} {proposal.act_order} {structure}"
         return Reading(proposal, guess.reader, inputs, facts.zero_range, facts.scale_dtype, facts.inner_bits, unpacking)
 
     def _factors(self, product: Product) -> list[tuple[Tensor, bool]]:
