@@ -76,13 +76,12 @@ class Facts:
 class Claim:
     """A proposal for the weight of one product, to be compared with what the graph computes.
 
-    inputs: nodes whose values `proposal.unpack` takes; key: equal for claims that unpack in the same way
+    inputs: nodes whose values `proposal.unpack` takes
     """
 
     product: Product
     proposal: Proposal
     inputs: tuple[fx.Node, ...]
-    key: str
 
 
 def examine(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Facts | str:
@@ -196,7 +195,7 @@ def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[_Strip]:
             raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
     known = {node: Constant("", tensor) for node, tensor in feed.items()}
     copy = Recipe.of([product.weight, *claim.inputs], known)
-    made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), ("unpack", claim.key))
+    made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), "unpack")
     inner = {copied: feed[source] for copied, source in zip(copy.inputs, copy.sources, strict=True)}
     weight = Root(copy.roots[0], {"n": 1 if turned else 0})
     there = [index for index, node in enumerate(made) if node is not None]

@@ -12,9 +12,9 @@ from qcompile.graph.nodes import Constant
 from qcompile.graph.walk import constant_nodes, evaluate
 from qcompile.meaning import QuantizedWeight
 from qcompile.recognize import acceptance
-from qcompile.recognize import weight as readings
 from qcompile.recognize.products import PRODUCTS, Product, find_product
-from qcompile.recognize.weight import Reader
+from qcompile.recognize.reading import READINGS, Reading
+from qcompile.recognize.weight import Reader, clear
 
 N, K, G = 32, 64, 16
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -46,7 +46,7 @@ def read(
     return (reading if isinstance(reading, str) else unpacked(reading, constants)), weight
 
 
-def unpacked(reading: readings.Reading, constants: dict[fx.Node, Constant]) -> QuantizedWeight:
+def unpacked(reading: Reading, constants: dict[fx.Node, Constant]) -> QuantizedWeight:
     values = evaluate(reading.inputs, {node: constant.tensor for node, constant in constants.items()})
     found, proposal = reading.proposal.unpack(values), reading.proposal
     weight = QuantizedWeight(
@@ -119,7 +119,7 @@ CHAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[float, ...], t
 def test_each_weight_is_what_it_is_read_as(name: str) -> None:
     """After a reading of any weight of the chain, every other weight is read right, or refused; those marked must be."""
     chain, plain, other = CHAINS[name]
-    readings.clear()
+    clear()
     for size in (2.0**-6, *plain, *other, 2.0, 1e6, 1e12, 1e-9, 1e-38, 0.0, *other):
         reading, dense = read(chain, {"q": codes(), "s": scales(size)})
         if size in plain:
@@ -231,9 +231,9 @@ def test_factors_behind_the_product(size: float, factor: float, reason: str, div
 
 def test_what_is_known_of_weights_does_not_grow_with_their_changes() -> None:
     tensors = {"q": codes(), "s": scales(0.01)}
-    readings.clear()
+    clear()
     for change in range(5):
         tensors["s"].mul_(1.0 + change / 8)
         reading, dense = read(lambda q, s: q.float() * s, tensors)
         assert torch.equal(reading.dequantize(), dense)
-    assert len(readings.READINGS.entries) == 1
+    assert len(READINGS.entries) == 1
