@@ -77,11 +77,13 @@ class Claim:
     """A proposal for the weight of one product, to be compared with what the graph computes.
 
     inputs: nodes whose values `proposal.unpack` takes
+    defined: the proposal is the front door's own, which says of its operator what that operator is defined as
     """
 
     product: Product
     proposal: Proposal
     inputs: tuple[fx.Node, ...]
+    defined: bool = False
 
 
 def examine(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Facts | str:
@@ -266,7 +268,7 @@ def _by_definition(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Opera
     root: Any = claim.product.weight
     while is_call(root, torch.ops.aten.permute.default, torch.ops.aten.t.default):
         root = root.args[0]
-    if not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
+    if not claim.defined or not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
         return None
     tensors = [constants[node].tensor for node in claim.inputs]
     operands = without_codes(proposal, tensors)

@@ -5,9 +5,10 @@ from importlib import import_module
 
 from qcompile.formats.proposal import Cone, Proposal
 
+FRONT_DOOR = "front_door"
 # A reader's name in the report -> its module, tried in this order.
 READERS = {
-    "front_door": "qcompile.recognize.own_operator",
+    FRONT_DOOR: "qcompile.recognize.own_operator",
     "compressed_tensors": "qcompile.formats.compressed_tensors",
     "gptq": "qcompile.formats.gptq",
     "awq": "qcompile.formats.awq",

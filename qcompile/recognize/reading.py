@@ -14,6 +14,7 @@ from qcompile.recognize import lattice, recovered
 from qcompile.recognize.acceptance import Claim, Facts, examine, out_of_range
 from qcompile.recognize.narrowing import centred, in_order, narrowed
 from qcompile.recognize.products import Product
+from qcompile.recognize.readers import FRONT_DOOR
 from qcompile.weights.derived import Derived
 
 _DIFFERENT = "its content reads differently"
@@ -43,7 +44,7 @@ class Subject:
 
     def claim(self, guess: Guess) -> Claim:
         if guess.proposal is not None:
-            return Claim(self.product, guess.proposal, self.leaves)
+            return Claim(self.product, guess.proposal, self.leaves, guess.reader == FRONT_DOOR)
         assert guess.found is not None
         return Claim(self.product, *recovered.proposal(self.product, self.leaves, guess.found))
 

@@ -16,7 +16,7 @@ from qcompile.proofs.weight import is_fixed, random_leaves
 from qcompile.recognize import lattice, recovered
 from qcompile.recognize.acceptance import Facts, agrees
 from qcompile.recognize.products import Product, low_bit_leaves
-from qcompile.recognize.readers import proposals
+from qcompile.recognize.readers import FRONT_DOOR, proposals
 from qcompile.recognize.reading import READINGS, Guess, Reading, Subject
 from qcompile.recognize.unread import GENERAL
 from qcompile.torch_internals.tensors import OpOverload
@@ -131,7 +131,7 @@ class Reader:
 
         Of two readings that hold for a weight, one with and one without zero points, say, this tells which one is meant.
         """
-        if is_call(subject.product.weight, dequantize_packed) and guess.reader == "front_door":
+        if is_call(subject.product.weight, dequantize_packed) and guess.reader == FRONT_DOOR:
             return True
         tensors = subject.raw(self.constants)
         if any(is_fixed(tensor) for tensor in tensors) or sum(tensor.nbytes for tensor in tensors) > _MOST_RANDOM:
