@@ -76,8 +76,10 @@ def _fitting(proposal: object, cone: Cone) -> Proposal:
     """The proposal, if what it unpacks is a weight of the cone as it says; raises what is wrong otherwise."""
     if not isinstance(proposal, Proposal):
         raise TypeError(f"propose gives {type(proposal).__name__}, not Proposal")
-    if not all(type(number) is int for number in (proposal.bits, proposal.group, proposal.outer_group)):
-        raise TypeError("bits, group and outer_group must be integers")
+    if not isinstance(proposal.format, str) or not all(
+        type(number) is int for number in (proposal.bits, proposal.group, proposal.outer_group)
+    ):
+        raise TypeError("format must be a text, and bits, group and outer_group must be integers")
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode do not count what is written to them
         leaves = [torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") for leaf in cone.leaves]
         operands = proposal.unpack(leaves)

@@ -116,6 +116,8 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     for operands in parts:
         if not _are_finite(operands):
             raise _Wrong("its scales hold NaN or infinity")
+        if operands.perm is not None and not _is_permutation(operands.perm):
+            raise _Wrong("its columns are no permutation of the input's")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
             zeros += torch.aminmax(operands.zeros)
@@ -138,6 +140,10 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
 def _factors(operands: Operands, proposal: Proposal) -> Tensor:
     """The scales of both levels, [N, G]."""
     return scales_of(operands.scales, operands.outer, groups_each(proposal.group, proposal.outer_group))
+
+
+def _is_permutation(perm: Tensor) -> bool:
+    return torch.equal(perm.long().sort().values, torch.arange(perm.numel(), dtype=torch.int64, device=perm.device))
 
 
 def _are_finite(operands: Operands) -> bool:

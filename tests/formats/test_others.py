@@ -141,6 +141,20 @@ def test_rows_that_share_scales_are_not_believed(install: Install) -> None:
     assert served(model()) == "mine"
 
 
+def test_columns_that_are_left_out_are_noticed(install: Install) -> None:
+    """Its codes agree with the columns that it names, but one is named twice."""
+    unpacked = "(codes.reshape(n, k) - 8).to(torch.int8)"
+    perm = "torch.arange(k, dtype=torch.int64, device=codes.device).clamp(min=1)"
+    install(
+        "mine = MODULE",
+        ("        return Operands(", f"        perm = {perm}\n        return Operands("),
+        (f"{unpacked}, leaves[second]", f"{unpacked}.index_select(1, perm), leaves[second], perm=perm"),
+        ("bits=4", "bits=4, act_order=True"),
+    )
+    assert served(model()) == "lattice"
+    assert formats_of_others() == {"mine": ""}
+
+
 def test_the_command_names_them(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install("mine = MODULE\ngone = no_such_module")
     assert main(["platform"]) == 0
