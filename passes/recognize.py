@@ -15,9 +15,10 @@ from qcompile.operators import quantized_linear
 from qcompile.pipeline import GraphSite, Pass, State
 from qcompile.recognize.activation import Rounded, recognize_activation
 from qcompile.recognize.products import PRODUCTS, Product, depends_on_product, find_product, low_bit_leaves, touches_low_bit
+from qcompile.recognize.reading import Reading
 from qcompile.recognize.rewrite import raise_product
 from qcompile.recognize.still_true import Recheck
-from qcompile.recognize.weight import Reader, Reading
+from qcompile.recognize.weight import Reader
 from qcompile.reporting.rows import SiteReport
 from qcompile.torch_internals import inputs
 
@@ -159,10 +160,10 @@ def _site(
         act_order=proposal.act_order,
         codebook=proposal.codebook,
         dtype=value(product.x).dtype,
-        scale_dtype=torch.float32 if product.post and not outer else reading.scale_dtype,
+        scale_dtype=torch.float32 if product.post and not outer else reading.facts.scale_dtype,
         has_bias=bool(product.biases),
         activation=quant,
-        zero_range=reading.zero_range,
+        zero_range=reading.facts.zero_range,
         device=value(product.x).device.type,
         allow_a8=state.options.allow_a8,
         act_zero=rounded is not None and rounded.zero is not None,
@@ -172,7 +173,7 @@ def _site(
         offset=offsets is not None,
         offset_dtype=torch.float32 if offsets is None else value(offsets).dtype,
         outer_offset=given["outer_offset"] is not None,
-        inner_bits=reading.inner_bits,
+        inner_bits=reading.facts.inner_bits,
     )
     return GraphSite(
         *made,
@@ -180,7 +181,7 @@ def _site(
         product.weight,
         tuple(leaves),
         proposal,
-        reading.reader,
+        reading.guess.reader,
         site,
         recheck,
         module=module_path(state, product.node, low),

@@ -191,6 +191,19 @@ class QuantizedWeight:
 
     def check(self) -> None:
         """Raise WeightError if shapes, dtypes or ranges contradict the formula above."""
+        self.check_form()
+        for name in ("scales", "outer", "offsets", "outer_offset"):
+            tensor = getattr(self, name)
+            if tensor is not None and not all_finite(tensor):
+                raise WeightError(name, "finite values", "NaN or infinity")
+        if self.perm is not None and not torch.equal(
+            self.perm.long().sort().values, torch.arange(self.k, dtype=torch.int64, device=self.perm.device)
+        ):
+            raise WeightError("perm", f"a permutation of 0 .. {self.k - 1}", "repeated or missing indices")
+        self._check_ranges()
+
+    def check_form(self) -> None:
+        """The same without looking at values, which the tensors need not have."""
         if self.codes.dim() != 2 or self.codes.dtype != torch.int8:
             raise WeightError("codes", "int8 [N, K]", f"{self.codes.dtype} {list(self.codes.shape)}")
         if not 1 <= self.bits <= 8:
@@ -203,35 +216,32 @@ class QuantizedWeight:
         outers = [self.n, group_count(self.k, self.outer_group) if self.outer_group else 1]
         known = "float32, bfloat16, float16, float8_e4m3fn or float8_e8m0fnu"
         wide = (*SCALE_DTYPES, *BLOCK_SCALE_DTYPES, torch.float64)
-        _check_numbers("scales", self.scales, groups, wide if self.outer is None else (*wide, *INNER_DTYPES), known)
+        _check_kind("scales", self.scales, groups, wide if self.outer is None else (*wide, *INNER_DTYPES), known)
         if self.outer is not None:
-            _check_numbers("outer", self.outer, outers, SCALE_DTYPES, "float32, bfloat16 or float16")
+            _check_kind("outer", self.outer, outers, SCALE_DTYPES, "float32, bfloat16 or float16")
         if self.offsets is not None:
             floats = SCALE_DTYPES if self.outer_offset is None else (*SCALE_DTYPES, *INNER_DTYPES)
-            _check_numbers("offsets", self.offsets, groups, floats, "float32, bfloat16 or float16")
+            _check_kind("offsets", self.offsets, groups, floats, "float32, bfloat16 or float16")
             if self.codebook:
                 raise WeightError("offsets", "None with a code book", f"offsets and the code book {self.codebook!r}")
         if self.outer_offset is not None:
             if self.offsets is None:
                 raise WeightError("outer_offset", "None without offsets", f"{self.outer_offset.dtype} without offsets")
-            _check_numbers("outer_offset", self.outer_offset, outers, SCALE_DTYPES, "float32, bfloat16 or float16")
+            _check_kind("outer_offset", self.outer_offset, outers, SCALE_DTYPES, "float32, bfloat16 or float16")
         if self.zeros is not None and (list(self.zeros.shape) != groups or self.zeros.dtype != torch.int8):
             raise WeightError("zeros", f"int8 {groups}", f"{self.zeros.dtype} {list(self.zeros.shape)}")
-        if self.perm is not None and not torch.equal(
-            self.perm.long().sort().values, torch.arange(self.k, dtype=torch.int64, device=self.perm.device)
-        ):
-            raise WeightError("perm", f"a permutation of 0 .. {self.k - 1}", "repeated or missing indices")
-        self._check_ranges()
+        self._check_book()
 
-    def _check_ranges(self) -> None:
+    def _check_book(self) -> None:
         if self.codebook and self.codebook not in CODE_BOOKS and self.codebook not in NUMBERS:
             raise WeightError("codebook", f"'' or one of {', '.join((*CODE_BOOKS, *NUMBERS))}", repr(self.codebook))
-        if self.codebook in NUMBERS:
-            if self.bits != 8 or self.zeros is not None:
-                zeros = "" if self.zeros is None else " with zero points"
-                raise WeightError("codebook", "8 bits without zero points", f"{self.bits} bits{zeros}")
-            if not all_finite(self.codes.view(NUMBERS[self.codebook])):
-                raise WeightError("codes", f"finite numbers in {self.codebook.upper()}", "NaN or infinity")
+        if self.codebook in NUMBERS and (self.bits != 8 or self.zeros is not None):
+            zeros = "" if self.zeros is None else " with zero points"
+            raise WeightError("codebook", "8 bits without zero points", f"{self.bits} bits{zeros}")
+
+    def _check_ranges(self) -> None:
+        if self.codebook in NUMBERS and not all_finite(self.codes.view(NUMBERS[self.codebook])):
+            raise WeightError("codes", f"finite numbers in {self.codebook.upper()}", "NaN or infinity")
         if self.codes.numel() == 0 or self.bits == 8:
             return
         low, high = (int(v) for v in torch.aminmax(self.codes))
@@ -274,13 +284,11 @@ class QuantizedWeight:
         return dense
 
 
-def _check_numbers(name: str, tensor: Tensor, shape: list[int], dtypes: tuple[torch.dtype, ...], known: str) -> None:
-    """Raise WeightError unless a tensor of scales or offsets has this shape, one of these dtypes and finite values."""
+def _check_kind(name: str, tensor: Tensor, shape: list[int], dtypes: tuple[torch.dtype, ...], known: str) -> None:
+    """Raise WeightError unless a tensor of scales or offsets has this shape and one of these dtypes."""
     if list(tensor.shape) != shape or tensor.dtype not in dtypes:
         levels = "" if tensor.dtype not in INNER_DTYPES or tensor.dtype in dtypes else " (integers are the inner of two levels)"
         raise WeightError(name, f"{known} {shape}{levels}", f"{tensor.dtype} {list(tensor.shape)}")
-    if not all_finite(tensor):
-        raise WeightError(name, "finite values", "NaN or infinity")
 
 
 # What a check by value says: "" or the sentence why not, and the ratio of signal to noise in dB, where it was measured.

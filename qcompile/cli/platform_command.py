@@ -4,6 +4,7 @@ import argparse
 import json
 
 from qcompile.hardware import KNOWN, describe, platform, summary
+from qcompile.recognize.readers import formats_of_others
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -11,5 +12,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(sorted(KNOWN), indent=2) if arguments.json else "\n".join(KNOWN))
         return 0
     where = platform(arguments.platform)
-    print(json.dumps(describe(where), indent=2) if arguments.json else summary(where))
+    formats = formats_of_others()
+    if arguments.json:
+        print(json.dumps({**describe(where), **({"formats": formats} if formats else {})}, indent=2))
+        return 0
+    print(summary(where))
+    for name, wrong in formats.items():
+        print(f"format {name}: {wrong or 'read by another distribution'}")
     return 0

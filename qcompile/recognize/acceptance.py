@@ -76,13 +76,14 @@ class Facts:
 class Claim:
     """A proposal for the weight of one product, to be compared with what the graph computes.
 
-    inputs: nodes whose values `proposal.unpack` takes; key: equal for claims that unpack in the same way
+    inputs: nodes whose values `proposal.unpack` takes
+    defined: the proposal is the front door's own, which says of its operator what that operator is defined as
     """
 
     product: Product
     proposal: Proposal
     inputs: tuple[fx.Node, ...]
-    key: str
+    defined: bool = False
 
 
 def examine(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Facts | str:
@@ -115,6 +116,8 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     for operands in parts:
         if not _are_finite(operands):
             raise _Wrong("its scales hold NaN or infinity")
+        if operands.perm is not None and not _is_permutation(operands.perm):
+            raise _Wrong("its columns are no permutation of the input's")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
             zeros += torch.aminmax(operands.zeros)
@@ -137,6 +140,10 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
 def _factors(operands: Operands, proposal: Proposal) -> Tensor:
     """The scales of both levels, [N, G]."""
     return scales_of(operands.scales, operands.outer, groups_each(proposal.group, proposal.outer_group))
+
+
+def _is_permutation(perm: Tensor) -> bool:
+    return torch.equal(perm.long().sort().values, torch.arange(perm.numel(), dtype=torch.int64, device=perm.device))
 
 
 def _are_finite(operands: Operands) -> bool:
@@ -196,7 +203,7 @@ def _strips(claim: Claim, feed: Mapping[fx.Node, Tensor]) -> Iterator[_Strip]:
             raise ReleasedWeightError(str(node.meta.get("constant", node.name)))
     known = {node: Constant("", tensor) for node, tensor in feed.items()}
     copy = Recipe.of([product.weight, *claim.inputs], known)
-    made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), ("unpack", claim.key))
+    made = Emitter()(copy.graph, lambda *given: tuple(proposal.unpack(given)), list(copy.roots[1:]), "unpack")
     inner = {copied: feed[source] for copied, source in zip(copy.inputs, copy.sources, strict=True)}
     weight = Root(copy.roots[0], {"n": 1 if turned else 0})
     there = [index for index, node in enumerate(made) if node is not None]
@@ -267,7 +274,7 @@ def _by_definition(claim: Claim, constants: Mapping[fx.Node, Constant]) -> Opera
     root: Any = claim.product.weight
     while is_call(root, torch.ops.aten.permute.default, torch.ops.aten.t.default):
         root = root.args[0]
-    if not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
+    if not claim.defined or not is_call(root, dequantize_packed) or any(node not in constants for node in claim.inputs):
         return None
     tensors = [constants[node].tensor for node in claim.inputs]
     operands = without_codes(proposal, tensors)

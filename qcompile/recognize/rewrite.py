@@ -14,7 +14,7 @@ from qcompile.meaning import Operands
 from qcompile.operators import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, Product
-from qcompile.recognize.weight import Reading
+from qcompile.recognize.reading import Reading
 
 
 def raise_product(

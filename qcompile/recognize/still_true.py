@@ -1,4 +1,4 @@
-"""Recognizes a linear again when its constants have other content: a changed weight, or the same place of an equal layer."""
+"""Asks whether what was recognized of a linear also holds for other constants: a changed weight, or those of an equal layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from qcompile.graph.walk import constant_nodes, subgraph
 from qcompile.kernel import Kernel, Site
 from qcompile.recognize.activation import Rounded, recognize_activation
 from qcompile.recognize.products import Product
-from qcompile.recognize.weight import Reader, Reading
+from qcompile.recognize.reading import Reading
 from qcompile.weights.recipe import Recipe
 
 
@@ -20,13 +20,12 @@ from qcompile.weights.recipe import Recipe
 class Recheck:
     """A copy, apart from the graph, of all that recognition looked at, and what it found.
 
-    product    the product on the copy's nodes
+    reading    what was accepted, on the copy's nodes
     x, source  the rounded input on the copy's nodes and what was rounded, if that was found by trying constants' values
     inputs     constants of the copy; origins: those of the captured graph that they stand for
     """
 
-    product: Product
-    reading: tuple[object, ...]
+    reading: Reading
     x: fx.Node | None
     source: fx.Node | None
     rounding: tuple[object, ...]
@@ -46,26 +45,25 @@ class Recheck:
         factors = [(node, divides) for node, (_, divides) in zip(copy.roots[1:], product.post, strict=False)]
         mine = replace(product, weight=copy.roots[0], post=factors)
         x = copy.roots[-1] if source is not None and _reads_any(copy.roots[-1], source, set(pairs.values())) else None
-        found = Recheck(mine, _of_reading(reading), x, source, (), tuple(pairs.values()), tuple(pairs))
-        return replace(found, rounding=found._rounding({pairs[node]: constants[node] for node in pairs}))
+        given = {pairs[node]: constants[node] for node in pairs}
+        found = Recheck(reading.on(mine, given), x, source, (), tuple(pairs.values()), tuple(pairs))
+        return replace(found, rounding=found._rounding(given))
 
     def problem(self, given: Mapping[fx.Node, Constant], site: Site, kernel: Kernel) -> str:
         """Why what was recognized does not hold for these contents of `origins`, or the kernel does not take them, or ""."""
         constants = {node: given[origin] for node, origin in zip(self.inputs, self.origins, strict=True)}
         released = any(is_released(constant.tensor) for constant in constants.values())
         try:
-            reading = Reader(constants).read(self.product)
+            reading = self.reading.of_others(constants)
             if isinstance(reading, str):
                 return reading
-            if _of_reading(reading) != self.reading:
-                return "its content reads differently"
             if not released and self._rounding(constants) != self.rounding:
                 return "its input is rounded differently"
         except ReleasedWeightError:
             raise
         except Exception as error:  # new shapes or contents that the code itself rejects
             return f"its content cannot be read: {type(error).__name__}: {error}"
-        return ", ".join(kernel.refuses(replace(site, zero_range=reading.zero_range)))
+        return ", ".join(kernel.refuses(replace(site, zero_range=reading.facts.zero_range)))
 
     def _rounding(self, constants: Mapping[fx.Node, Constant]) -> tuple[object, ...]:
         """How the input is rounded with these constants, in terms of the copy's nodes."""
@@ -80,7 +78,3 @@ class Recheck:
 def _reads_any(x: fx.Node, source: fx.Node, constants: set[fx.Node]) -> bool:
     """Whether constants have a part in what lies between the source and x."""
     return any(not constants.isdisjoint(node.all_input_nodes) for node in subgraph([x], {source, *constants}))
-
-
-def _of_reading(reading: Reading) -> tuple[object, ...]:
-    return reading.key, reading.proposal.act_order, reading.scale_dtype, reading.inner_bits

@@ -11,7 +11,14 @@ UINT4_DEVIATION = 4.6  # of the codes 0 .. 15, all equally likely
 
 
 def packed_linear(
-    n: int, k: int, group: int = 32, *, path: str = "", asymmetric: bool = False, dtype: torch.dtype = torch.bfloat16
+    n: int,
+    k: int,
+    group: int = 32,
+    *,
+    path: str = "",
+    asymmetric: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    g_idx: Tensor | None = None,
 ) -> nn.Module:
     """compressed-tensors' W4A16 layer as `prepare` leaves it: weight_packed int32 [N, K / 8], weight_scale [N, K / group]."""
     module = nn.Linear(k, n, bias=False)
@@ -22,6 +29,8 @@ def packed_linear(
     tensors = {"weight_packed": words(uint4(n, k)), "weight_scale": size.to(dtype)}
     if asymmetric:
         tensors["weight_zero_point"] = words(torch.randint(0, 16, (k // group, n), dtype=torch.uint8)).T.contiguous()
+    if g_idx is not None:
+        tensors["weight_g_idx"] = g_idx
     for name, tensor in tensors.items():
         module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     become(module, PackedLinear, Structure("ct_pack", 4, group, n, k), path)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.spellings import BF16, SPELLINGS, G, K, N, Written, int4, int8, linear, scale
+from support.packed_linears import packed_linear
+from support.spellings import BF16, F16, SPELLINGS, G, K, N, Written, int4, int8, linear, scale
 from torch import Tensor
 
 import qcompile
@@ -261,6 +262,24 @@ def test_groups_of_one_structure_are_checked_one_by_one() -> None:
         for each, got in zip(layers, compiled(x), strict=True):
             assert sqnr_db(each(x), got) >= 40
     assert [row.act_order for row in qcompile.report().sites] == [False, True]
+
+
+@pytest.mark.parametrize("straight_first", [True, False])
+def test_prepared_layers_with_and_without_columns_in_order_unpack_each_in_its_own_way(straight_first: bool) -> None:
+    """In one graph. The stored g_idx of one says nothing, so that its reading has no permutation."""
+    torch.manual_seed(1)
+    order = (torch.arange(K) // G).int()
+    shuffled = order[torch.randperm(K)].clone()
+    layers = [packed_linear(N, K, G, dtype=F16, g_idx=g_idx) for g_idx in (order, shuffled)]
+    first, second = layers if straight_first else reversed(layers)
+    options = {"rest": "eager", "kernels": ["reference"]}
+    compiled = torch.compile(lambda x: (first(x), second(x.relu()).tanh()), backend="qcompile", options=options)
+    x = torch.randn(3, K).to(F16)
+    with torch.no_grad():
+        for want, got in zip((first(x), second(x.relu()).tanh()), compiled(x), strict=True):
+            assert sqnr_db(want, got) >= 40
+    assert [row.kernel for row in qcompile.report().sites] == ["reference.quantized_linear"] * 2
+    assert [row.act_order for row in qcompile.report().sites] == [not straight_first, straight_first]
 
 
 def test_code_that_decides_by_value_is_believed_for_each_weight_alone() -> None:
