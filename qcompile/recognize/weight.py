@@ -26,7 +26,7 @@ from qcompile.weights.derived import Derived
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
 _MOST_RANDOM = 64 << 20
-_MOST_FINDINGS = 8
+_MOST_FINDINGS = 32
 
 
 @dataclass(frozen=True, slots=True)
