@@ -1,7 +1,8 @@
-"""Recognizes how a layer's input is rounded before the product, by running that region of the graph on random inputs."""
+"""Recognizes how a layer's input is rounded before the product, by running that region of the graph on inputs of our choice."""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import networkx as nx
 import torch
@@ -11,17 +12,25 @@ from qcompile.activations import ActivationQuant
 from qcompile.codebooks import NUMBERS
 from qcompile.float_rounding import FLOAT_KINDS
 from qcompile.graph.nodes import Constant, aten, hint, is_call, prims, value
-from qcompile.graph.slices import Root, Slices
 from qcompile.graph.walk import evaluate, through_views
 from qcompile.meaning import sqnr_db
 from qcompile.operators import fake_quantize
+from qcompile.recognize import exact_rounding
+from qcompile.recognize.region import Region
 
 _ROUNDS = frozenset({aten.round.default, prims.round.default} if hasattr(prims, "round") else {aten.round.default})
-_LIMIT = 60  # nodes looked at above the product
+# With what else code may round to small floats: tables, comparisons, the bits of a number.
+_MAY_ROUND = frozenset(
+    {
+        *(aten.argmin.default, aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.floor.default, aten.view.dtype),
+        *(aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar),
+        *(aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor),
+    }
+)
+_LIMIT = 160  # nodes looked at above the product
+_MOST_SOURCES = 4
 _ACCEPT_DB = 40.0
 _PROBES = 5
-# Inputs of more values are probed at some rows only, and not at all beyond the second number.
-_FEW_VALUES, _MOST_VALUES, _MOST_ROWS = 1 << 18, 1 << 24, 32
 
 DYNAMIC = (
     ActivationQuant(kind="token", divisor=127.5, low=-128),
@@ -30,11 +39,9 @@ DYNAMIC = (
     ActivationQuant(kind="token", divisor=128.0, low=-128),
     ActivationQuant(kind="token_asymmetric"),
 )
-# Tried where the code casts to float8, or has a table of FP4: kinds that need no constant.
+# Those that need no constant; of blocks of 16 and 32: qcompile.recognize.exact_rounding.
 FLOATS = tuple(
-    ActivationQuant(kind=kind, arithmetic=arithmetic)
-    for kind in ("fp8_token", "fp8_group", "mxfp8", "mxfp4")
-    for arithmetic in ("float32", "input")
+    ActivationQuant(kind=kind, arithmetic=arithmetic) for kind in ("fp8_token", "fp8_group") for arithmetic in ("float32", "input")
 )
 
 
@@ -71,53 +78,55 @@ def recognize_activation(x: fx.Node, constant: set[fx.Node], constants: Mapping[
             zero if isinstance(zero, fx.Node) else None,
             tried=False,
         )
-    for source in _sources(x, constant):
+    feed = {node: constant.tensor for node, constant in constants.items()}
+    for source, rounds in _sources(x, constant):
         if value(source).dtype is not value(x).dtype:  # a wider copy of what stands further up; the kernel's x is as the product's
             continue
-        found = _probe(x, source, constant, constants)
+        region = Region(x, source, feed)
+        found = _exact(region, constant) or (_probe(region, constant) if rounds else None)
         if found is not None:
             return found
     return None
 
 
-def _sources(x: fx.Node, constant: set[fx.Node]) -> list[fx.Node]:
-    """Dominators of x, nearest first, that have a rounding between themselves and x."""
-    graph: nx.DiGraph[fx.Node] = nx.DiGraph()
-    stack, seen, rounds = [x], {x}, []
-    while stack and len(seen) < _LIMIT:
-        node = stack.pop(0)
-        if is_call(node, *_ROUNDS) or _is_float8(node):
-            rounds.append(node)
-        if node.op != "call_function":
-            continue
-        for parent in node.all_input_nodes:
-            if parent in constant or not isinstance(value(parent), Tensor):
-                continue
-            graph.add_edge(node, parent)  # edges point up: x is the start
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    if not rounds:
+def _sources(x: fx.Node, constant: set[fx.Node]) -> list[tuple[fx.Node, bool]]:
+    """Dominators of x, nearest first, behind which something may round; each with whether that is sure to round."""
+    graph = _above(x, constant)
+    rounds = {node for node in graph if is_call(node, *_ROUNDS) or _is_float8(node)}
+    may = {node for node in graph if is_call(node, *_MAY_ROUND)}
+    if not rounds and not may:
         return []
     # Reversed edges: a node above x through which every path from x upwards runs is a post-dominator, found from x with a
     # virtual end behind all nodes without parents.
     end = fx.Graph().placeholder("end")
-    for node in list(graph.nodes):
-        if graph.out_degree(node) == 0:
-            graph.add_edge(node, end)
-    reverse = graph.reverse()
-    immediate = nx.immediate_dominators(reverse, end)
-    found: list[fx.Node] = []
-    above = immediate.get(x)
-    while above is not None and above is not end:
-        node = above
-        if value(node).dtype.is_floating_point and any(
-            nx.has_path(graph, x, r) and nx.has_path(graph, r, node) and r is not node for r in rounds if r in graph
-        ):
-            found.append(node)
+    graph.add_edges_from([(node, end) for node in graph if graph.out_degree(node) == 0])
+    immediate = nx.immediate_dominators(graph.reverse(), end)
+    found: list[tuple[fx.Node, bool]] = []
+    node = immediate.get(x)
+    while node is not None and node is not end and len(found) < _MOST_SOURCES:
+        if isinstance(value(node), Tensor) and value(node).dtype.is_floating_point:
+            between = nx.ancestors(graph, node)
+            if not between.isdisjoint(rounds | may):
+                found.append((node, not between.isdisjoint(rounds)))
         above = immediate.get(node)
-        above = None if above is node else above
-    return found[:4]
+        node = None if above is node else above
+    return found
+
+
+def _above(x: fx.Node, constant: set[fx.Node]) -> "nx.DiGraph[fx.Node]":
+    """x and what it is computed from, no constants; edges point up: x is the start."""
+    graph: nx.DiGraph[fx.Node] = nx.DiGraph()
+    graph.add_node(x)
+    stack = [x]
+    while stack and len(graph) < _LIMIT:
+        node = stack.pop(0)
+        for parent in node.all_input_nodes if node.op == "call_function" else ():
+            if parent in constant or not isinstance(value(parent), Tensor | tuple | list):
+                continue
+            if parent not in graph:
+                stack.append(parent)
+            graph.add_edge(node, parent)
+    return graph
 
 
 def _is_float8(node: fx.Node) -> bool:
@@ -125,35 +134,49 @@ def _is_float8(node: fx.Node) -> bool:
     return isinstance(value(node), Tensor) and value(node).dtype in NUMBERS.values()
 
 
-def _probe(x: fx.Node, source: fx.Node, constant: set[fx.Node], constants: Mapping[fx.Node, Constant]) -> Rounded | None:
-    """The known rounding that is nearest to the region from `source` to `x` on every probe, or None if none is near enough."""
-    feed: dict[fx.Node, Tensor] = {node: constant.tensor for node, constant in constants.items()}
+def _exact(region: Region, constant: set[fx.Node]) -> Rounded | None:
+    """Rounding to the floats of blocks, which the region is proven to compute."""
+    if not _same_width(region):
+        return None
     try:
-        probes = [_region(x, source, feed, number) for number in range(_PROBES)]
+        found = exact_rounding.find(region, _scalars(region, constant))
     except (RuntimeError, ValueError, TypeError):
         return None
-    samples, regions = [sample for sample, _ in probes], [region for _, region in probes]
+    return None if found is None else Rounded(region.source, found.quant, found.scale_node(constant))
+
+
+def _probe(region: Region, constant: set[fx.Node]) -> Rounded | None:
+    """The known rounding that is nearest to the region on every probe, or None if none is near enough."""
+    dtype = value(region.source).dtype
+    try:
+        probes = [region.run(partial(_sample, dtype=dtype, probe=number)) for number in range(_PROBES)]
+    except (RuntimeError, ValueError, TypeError):
+        return None
     best: Rounded | None = None
     reached = _ACCEPT_DB
-    for candidate in _candidates(x, source, constant):
-        agreement = min(_agreement(region, sample, candidate, feed) for region, sample in zip(regions, samples, strict=True))
+    for candidate in _candidates(region, constant):
+        agreement = min(_agreement(made, sample, candidate, region.feed) for sample, made in probes)
         if agreement > reached or (best is None and agreement == reached):
             best, reached = candidate, agreement
     return best
 
 
-def _candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> list[Rounded]:
+def _same_width(region: Region) -> bool:
+    return int(hint(value(region.source).shape[-1])) == int(hint(value(region.x).shape[-1]))
+
+
+def _candidates(region: Region, constant: set[fx.Node]) -> list[Rounded]:
     """The known roundings: dynamic ones where the source has the tokens of x, to floats where its width has whole groups."""
-    k = int(hint(value(source).shape[-1]))
+    k = int(hint(value(region.source).shape[-1]))
     dynamic = [quant for quant in (*DYNAMIC, *FLOATS) if not quant.to_floats or k % (FLOAT_KINDS[quant.kind].group or 1) == 0]
-    dynamic = dynamic if k == int(hint(value(x).shape[-1])) else []
-    return [Rounded(source, quant) for quant in dynamic] + _static_candidates(x, source, constant)
+    dynamic = dynamic if _same_width(region) else []
+    return [Rounded(region.source, quant) for quant in dynamic] + _static_candidates(region.source, _scalars(region, constant))
 
 
-def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> list[Rounded]:
-    """Static rounding by each scalar constant of the region as the scale, with and without another one as the zero point."""
+def _scalars(region: Region, constant: set[fx.Node]) -> list[fx.Node]:
+    """The constants of one element that the region reads."""
     scalars: dict[fx.Node, None] = {}
-    stack, seen = [x], {x, source}
+    stack, seen = [region.x], {region.x, region.source}
     while stack:
         node = stack.pop()
         for parent in node.all_input_nodes:
@@ -162,6 +185,11 @@ def _static_candidates(x: fx.Node, source: fx.Node, constant: set[fx.Node]) -> l
             elif parent not in seen and parent not in constant:
                 seen.add(parent)
                 stack.append(parent)
+    return list(scalars)
+
+
+def _static_candidates(source: fx.Node, scalars: Sequence[fx.Node]) -> list[Rounded]:
+    """Static rounding by each of the scalars as the scale, with and without another one as the zero point."""
     quant = ActivationQuant(kind="tensor")
     scales = [node for node in scalars if value(node).dtype.is_floating_point]
     zeros: list[fx.Node | None] = [None, *scalars]
@@ -192,33 +220,6 @@ def _agreement(region: Tensor, sample: Tensor, candidate: Rounded, feed: Mapping
         return math.inf
     agreement = sqnr_db(region, ours)
     return -math.inf if math.isnan(agreement) else agreement
-
-
-class _TooLargeError(ValueError):
-    """A region that cannot be run on some rows alone."""
-
-
-def _region(x: fx.Node, source: fx.Node, feed: Mapping[fx.Node, Tensor], number: int) -> tuple[Tensor, Tensor]:
-    """(a sample of the source, what the region makes of it), both of a few rows where the region allows that."""
-    drawn: list[Tensor] = []
-
-    def draw(shape: Sequence[int]) -> Tensor:
-        if math.prod(shape) > _MOST_VALUES:
-            raise _TooLargeError
-        drawn.append(_sample(shape, value(source).dtype, number))
-        return drawn[-1]
-
-    shape = [int(hint(size)) for size in value(x).shape]
-    rows = max(range(len(shape) - 1), key=lambda dim: shape[dim], default=None)
-    if rows is None or math.prod(shape) <= _FEW_VALUES:
-        sample = draw([int(hint(size)) for size in value(source).shape])
-        return sample, evaluate([x], {**feed, source: sample})[0]
-    slices = Slices([Root(x, {"m": rows})], {"m": shape[rows]}, {**feed, source: draw})
-    others = max(1, math.prod(shape[:-1]) // max(1, shape[rows]))
-    align = slices.align("m")
-    few = -(-max(2, _MOST_ROWS // others) // align) * align
-    region = slices.evaluate({"m": range(min(few, shape[rows]))})[0]
-    return drawn[0], region
 
 
 def _sample(shape: Sequence[int], dtype: torch.dtype, probe: int) -> Tensor:

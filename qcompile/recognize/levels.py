@@ -1,19 +1,27 @@
-"""Keeps scales and offsets of two levels as two, where that is exact: 8-bit integers for each group, and floats for many groups."""
+"""Keeps scales and offsets in 8 bits for each group, where that is exact: integers or floats, times floats for many groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from qcompile.meaning import INNER_DTYPES
+from qcompile.meaning import BLOCK_SCALE_DTYPES, INNER_DTYPES
 from qcompile.recognize.lattice import INTEGERS, Found, Weight
 from qcompile.recognize.scales import Grid, Part, Scale, narrowest, parts_of
+
+# Two roundings of float32, by which a quotient may differ from the product with an inverse.
+_ROUNDED = 2.0**-22
 
 
 def in_levels(weight: Weight, found: Found) -> Found:
     """The same finding with the levels that its tensors have; itself where there is one level, or no kernel for two."""
-    if found.kind != INTEGERS or weight.dense.device.type != "cpu":
+    if weight.dense.device.type != "cpu":
+        return found
+    if found.codebook:
+        return replace(found, scale=_block_scales(weight, found.scale))
+    if found.kind != INTEGERS:
         return found
     scale = _split(weight, found.scale)
     offset = found.offset
@@ -26,7 +34,7 @@ def in_levels(weight: Weight, found: Found) -> Found:
 def outer_group(found: Found, k: int) -> int:
     """Values of K that share an outer scale: 0 for all of them; -1 where scales and offsets do not agree."""
     offset = None if found.offset is None else found.offset.level
-    groups = {level.outer.group for level in (found.scale, offset) if level is not None and level.inner is not None}
+    groups = {level.outer.group for level in (found.scale, offset) if level is not None and level.two_level}
     if len(groups) > 1:
         return -1
     group = groups.pop() if groups else k
@@ -49,6 +57,8 @@ def stored(
 def _levels(scale: Scale, tensors: Sequence[Tensor], single: Tensor, n: int, k: int) -> tuple[Tensor, Tensor | None]:
     if scale.inner is None:
         return single, None
+    if not scale.two_level:
+        return single.to(scale.inner), None
     inner = Scale(scale.parts[:1], scale.group).values(tensors[:1], n, k, single.device)
     return inner.to(scale.inner), scale.outer.values(tensors[1:], n, k, single.device)
 
@@ -70,6 +80,34 @@ def _split(weight: Weight, scale: Scale) -> Scale:
                 outer = replace(part, candidate=narrowest(weight.tensors, part.candidate))
                 return Scale((whole, outer), scale.group, dtype)
     return scale
+
+
+def _block_scales(weight: Weight, scale: Scale) -> Scale:
+    """The scale in the 8 bits of E8M0 or E4M3 for each group, or so many times one float for each output; else itself."""
+    if not scale.parts or scale.group == weight.k:
+        return scale
+    values = _values(weight, scale)
+    for dtype in BLOCK_SCALE_DTYPES:
+        if len(scale.parts) == 1 and scale.parts[0].rows == 1 and _fits(values, dtype):
+            return replace(scale, inner=dtype)
+    parts = list(parts_of(weight.tensors, Grid(weight.n, weight.k, (scale.group,))))
+    coarse = [part for part in parts if part.group == weight.k and weight.tensors[part.candidate].is_floating_point()]
+    fine = [part for part in parts if part.group == scale.group and weight.tensors[part.candidate].is_floating_point()]
+    for part, dtype in product(fine, BLOCK_SCALE_DTYPES):
+        inner = _values(weight, Scale((part,), scale.group))
+        if not _fits(inner, dtype):
+            continue
+        for level, divides in product(coarse, (False, True)):
+            outer = replace(level, divides=divides)
+            both = inner * _values(weight, Scale((outer,), scale.group))
+            if bool(((both - values).abs() <= values.abs() * _ROUNDED).all()):
+                return Scale((part, outer), scale.group, dtype)
+    return scale
+
+
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a dtype of 8 bits holds exactly these numbers."""
+    return torch.equal(values.to(dtype).to(torch.float32), values)
 
 
 def _integers(weight: Weight, parts: Sequence[Part], group: int) -> Iterator[tuple[Part, torch.dtype]]:

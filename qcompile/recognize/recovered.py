@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import gcd
 
 import torch
@@ -19,6 +20,7 @@ from qcompile.recognize.scales import LEAST_GROUP
 _MOST_CANDIDATES = 24
 _MOST_ELEMENTS, _SPANS = 1 << 22, 16  # of a weight of more elements some rows are looked at, in so many places
 _FEW = 4096
+_MOST_OFFSETS = 6  # findings with offsets that are tried: beside scales that are far too large, many seem to fit
 
 Dense = tuple[fx.Node, bool]  # a node that holds the weight, and whether as [K, N]
 
@@ -42,13 +44,17 @@ class Values:
         """How the dense weight lies on the lattice of its scales or in a code book: what is likely first, nothing if in no way."""
         if not self.finite:
             return
-        added = offsets.Search(self._unrounded, self.sizes, self.literals)
-        for plain in lattice.findings(self.weight, self.sizes, added.findings):
+        search = offsets.Search(self._unrounded, self.sizes, self.literals)
+
+        def added(few_bits: bool) -> Iterator[lattice.Found]:
+            return islice(search.findings(few_bits), _MOST_OFFSETS)
+
+        for plain in lattice.findings(self.weight, self.sizes, added):
             found = levels.in_levels(self.weight, plain)
             yield found
             if self.weight.rows is not None and not found.codebook:
                 yield from _wider(found)
-            if found is not plain:
+            if found != plain:
                 yield plain
 
     def _unrounded(self) -> lattice.Weight:

@@ -10,7 +10,7 @@ from qcompile.activations import NO_ACTIVATION_QUANT
 from qcompile.graph.nodes import aten, is_call, prims, same_sizes, value
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS
-from qcompile.meaning import Operands
+from qcompile.meaning import BLOCK_SCALE_DTYPES, Operands
 from qcompile.operators import quantized_linear
 from qcompile.recognize.activation import Rounded
 from qcompile.recognize.products import CASTS, Product
@@ -33,6 +33,9 @@ def raise_product(
         if product.post:
             divides = [divide for _, divide in product.post]
             factors = [node for node, _ in product.post]
+
+            if outer is None and reading.scale_dtype in BLOCK_SCALE_DTYPES:
+                outer = emit(graph, _ones(product.n), factors[:1], ("ones", product.n))
 
             def scaled(inner: Any, outer: Any) -> tuple[Any, Any]:
                 level = inner if outer is None else outer
@@ -65,6 +68,11 @@ def _scaled(divides: list[bool]) -> Any:
         return result
 
     return run
+
+
+def _ones(n: int) -> Any:
+    """An outer scale of [n, 1] that changes nothing, beside a factor."""
+    return lambda factor: torch.ones((n, 1), dtype=torch.float32, device=factor.device)
 
 
 def _bias(graph: fx.Graph, emit: Emitter, product: Product) -> fx.Node | None:

@@ -44,7 +44,7 @@ def common_group(k: int, *groups: int) -> int:
 class Scale:
     """What the codes are multiplied with: the product of the parts (1 without any), constant over `group` values of K.
 
-    inner: None, or int8 or uint8: the dtype that holds the first part, integers, as the inner of two levels
+    inner: None, or the dtype of 8 bits that holds the first part: integers or floats as the inner of two levels, or floats alone
     """
 
     parts: tuple[Part, ...]
@@ -54,6 +54,10 @@ class Scale:
     @staticmethod
     def of(k: int, *parts: Part) -> "Scale":
         return Scale(parts, common_group(k, *(part.group for part in parts)))
+
+    @property
+    def two_level(self) -> bool:
+        return self.inner is not None and len(self.parts) > 1
 
     @property
     def outer(self) -> "Scale":

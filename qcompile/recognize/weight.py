@@ -23,7 +23,7 @@ from qcompile.torch_internals.tensors import OpOverload
 
 # Random contents of leaves of more bytes than that are not made: then nothing is known of other weights of the structure.
 _MOST_RANDOM = 64 << 20
-_MOST_FINDINGS = 8
+_MOST_FINDINGS = 32
 
 
 # By structure: what readers propose, made once so that equal guesses are equal, and what held last, to be compared first.
