@@ -34,7 +34,7 @@ def raise_product(
             divides = [divide for _, divide in product.post]
             factors = [node for node, _ in product.post]
 
-            if outer is None and reading.scale_dtype in BLOCK_SCALE_DTYPES:
+            if outer is None and reading.facts.scale_dtype in BLOCK_SCALE_DTYPES:
                 outer = emit(graph, _ones(product.n), factors[:1], ("ones", product.n))
 
             def scaled(inner: Any, outer: Any) -> tuple[Any, Any]:
