@@ -12,8 +12,9 @@ Scales are dynamic, from the values of x themselves, unless it says static. Step
     fp8_group  the same for groups of 128
     fp8_tensor the same with one static scale s
 
-Rounding to E2M1 and E4M3 is to nearest, ties to even. A group with infinity is NaN as a whole, and so is one with NaN, except
-those of mxfp4 and mxfp8: there s is the least of all, and only NaN itself stays NaN.
+Rounding to E2M1 and E4M3 is to nearest, ties to even. A group with infinity is NaN as a whole, except where the scale is bounded:
+with nvfp4 infinity becomes 6 * 448 / g, with fp8_tensor 448 * s. A group with NaN is NaN as a whole, except those of mxfp4 and
+mxfp8, where s is then the least of all, and that of fp8_tensor: there only NaN itself stays NaN.
 """
 
 from dataclasses import dataclass
