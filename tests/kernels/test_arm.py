@@ -11,6 +11,7 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 # Processors of the emulator, and how many of the levels generic, neon, neon_dotprod, neon_i8mm and neon_bf16 they have.
 PROCESSORS = {"cortex-a72": 2, "neoverse-n1": 3, "max": 5}
 PRODUCTS = 9 * 2 * 3 * 3 * 2 * 9 + 2 * 9 * 2 * 5 * 3 * 9  # of one level: see test_bounds.py
+MANY = PRODUCTS - 9 * 2 * 3 * 3 * 9  # by the loops for many rows, which the generic level alone has: not those of rounded x
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,7 +36,7 @@ def test_products(tmp_path: Path) -> None:
     files = sources("bounds", "cpu/linear.cpp", "cpu/packed.cpp", "cpu/level_generic.cpp")
     program = build(files | for_levels("level", ARM.levels, ARM), ("-O2",), ("-static",), tmp_path, ARM)
     checked = {processor: run(program, processor) for processor in PROCESSORS}
-    assert checked == {processor: PRODUCTS * levels for processor, levels in PROCESSORS.items()}
+    assert checked == {processor: PRODUCTS * levels + MANY for processor, levels in PROCESSORS.items()}
 
 
 @pytest.mark.parametrize("family", ["attention", "dense", "digest", "rounding"])
