@@ -3,9 +3,9 @@
 //
 // An Unpacker is made by each thread and has
 //   Weight                             what it reads
-//   unpack(block, from, count, to)     positions [from, from + count) of a block of outputs, scaled, kSide * kParts vectors apart; from and
-//                                      count are multiples of kStepK, or end at the last position
-//   outer(block, part)                 what sums of all positions are multiplied with
+//   unpack(block, from, count, to)     positions [from, from + count) of a block of outputs, scaled, kVectors vectors apart; from is
+//                                      a multiple of kStripK, and count too, or it ends at the last position
+//   finished(sum, block, part)         the result that a sum over all positions stands for, without the bias
 // Positions are those of the packed weight: each group ends with padding, whose weights are 0.
 #pragma once
 
@@ -14,7 +14,6 @@
 namespace qcompile {
 namespace {
 
-constexpr int64_t kStepK = 32;
 constexpr int64_t kStripK = 256;               // positions of a strip
 constexpr int64_t kSumK = 128;                 // that are summed before they are added to the total, which bounds the rounding error
 constexpr int kSide = kWidth == 16 ? 2 : 1;    // blocks that the loop multiplies together
@@ -115,9 +114,9 @@ struct Strips {
   }
 
   static void store(const Unpacker& unpacker, const Args& args, int64_t row, int64_t block, const Floats* from) {
-    Floats scaled[kParts];
-    for (int part = 0; part < kParts; ++part) scaled[part] = from[part] * unpacker.outer(block, part);
-    store_row(args, row, block * kBlock, scaled);
+    Floats finished[kParts];
+    for (int part = 0; part < kParts; ++part) finished[part] = unpacker.finished(from[part], block, part);
+    store_row(args, row, block * kBlock, finished);
   }
 
   static void run(const Weight& weight, const LinearInput& input, const void* prepared, const LinearOutput& output, int64_t begin,

@@ -1,4 +1,7 @@
 // Unpacks lines of 4-bit and 8-bit weights (cpu/packed.h) for products of many rows.
+//
+// E8M0 scales reach 2^127, times which a value of E2M1 or E4M3 may leave float32 and make NaN of zeros of x. They are taken 2^-8 times,
+// which such values hold exactly down to the least scale, and the sums 2^8 times. E5M2 has no room for that at either end.
 #pragma once
 
 #include "cpu/codes.h"
@@ -12,7 +15,8 @@ class UnpackLines {
  public:
   using Weight = PackedWeight;
 
-  explicit UnpackLines(const PackedWeight& weight) : weight_(weight), codes_(weight) {}
+  explicit UnpackLines(const PackedWeight& weight)
+      : weight_(weight), codes_(weight), shift_(kValues != Values::e5m2 && weight.shape.scale_kind == ScaleKind::e8m0 ? 0x1p-8f : 1.0f) {}
 
   void unpack(int64_t block, int64_t from, int64_t count, Floats* to) const {
     const PackedShape& shape = weight_.shape;
@@ -23,7 +27,7 @@ class UnpackLines {
       const int64_t group = line / each, until = smaller((group + 1) * each, end), meta = (block * shape.groups() + group) * kBlock;
       Floats scale[kParts], zero[kParts];
       for (int part = 0; part < kParts; ++part) {
-        scale[part] = load_scales(weight_, meta + part * kWidth);
+        scale[part] = load_scales(weight_, meta + part * kWidth) * shift_;
         zero[part] = load_zeros(weight_, meta + part * kWidth, kBits == 4 ? 8 : 0);
       }
       const int64_t real = group * shape.group_k() + real_k(shape, group);
@@ -36,7 +40,7 @@ class UnpackLines {
     }
   }
 
-  Floats outer(int64_t block, int part) const { return load_outer(weight_, block, part); }
+  Floats finished(const Floats& sum, int64_t block, int part) const { return sum / shift_ * load_outer(weight_, block, part); }
 
  private:
   using Codes = Decoder<kBits, kValues>;
@@ -60,6 +64,7 @@ class UnpackLines {
 
   const PackedWeight& weight_;
   const Codes codes_;
+  const float shift_;
 };
 
 }  // namespace

@@ -41,7 +41,7 @@ class UnpackPlanes {
     }
   }
 
-  static Floats outer(int64_t, int) { return all(1.0f); }
+  static Floats finished(const Floats& sum, int64_t, int) { return sum; }
 
  private:
   using Body = PlanesBody<kBits, 1>;
