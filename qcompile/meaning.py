@@ -67,6 +67,11 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(wide).all())
 
 
+def is_permutation(perm: Tensor) -> bool:
+    """Whether the integers perm [K] are 0 .. K - 1 in some order."""
+    return torch.equal(perm.long().sort().values, torch.arange(perm.numel(), dtype=torch.int64, device=perm.device))
+
+
 def row_pieces(n: int, k: int, elements: int = 1 << 22) -> Iterator[slice]:
     """Slices of the rows of a weight [n, k], of about so many elements each: in float32 a whole one would be by far the largest."""
     rows = max(1, elements // max(k, 1))
@@ -196,9 +201,7 @@ class QuantizedWeight:
             tensor = getattr(self, name)
             if tensor is not None and not all_finite(tensor):
                 raise WeightError(name, "finite values", "NaN or infinity")
-        if self.perm is not None and not torch.equal(
-            self.perm.long().sort().values, torch.arange(self.k, dtype=torch.int64, device=self.perm.device)
-        ):
+        if self.perm is not None and not (self.perm.numel() == self.k and is_permutation(self.perm)):
             raise WeightError("perm", f"a permutation of 0 .. {self.k - 1}", "repeated or missing indices")
         self._check_ranges()
 

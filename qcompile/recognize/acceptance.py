@@ -37,7 +37,7 @@ from qcompile.graph.slices import Root, Slices, pieces
 from qcompile.graph.tracing import Emitter
 from qcompile.graph.walk import VIEWS, evaluate, subgraph
 from qcompile.kernel import inner_bits
-from qcompile.meaning import ALONG_N, BLOCK_SCALE_DTYPES, Operands, all_finite, groups_each, is_signed, scales_of
+from qcompile.meaning import ALONG_N, BLOCK_SCALE_DTYPES, Operands, all_finite, groups_each, is_permutation, is_signed, scales_of
 from qcompile.operators import dequantize_packed
 from qcompile.proofs.weight import disagreement, in_range, inexact
 from qcompile.recognize.narrowing import Extent
@@ -116,7 +116,7 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
     for operands in parts:
         if not _are_finite(operands):
             raise _Wrong("its scales hold NaN or infinity")
-        if operands.perm is not None and not _is_permutation(operands.perm):
+        if operands.perm is not None and not is_permutation(operands.perm):
             raise _Wrong("its columns are no permutation of the input's")
         extent.add(operands)
         if operands.zeros is not None and operands.zeros.numel():
@@ -140,10 +140,6 @@ def _seen(proposal: Proposal, parts: Iterable[Operands]) -> Facts:
 def _factors(operands: Operands, proposal: Proposal) -> Tensor:
     """The scales of both levels, [N, G]."""
     return scales_of(operands.scales, operands.outer, groups_each(proposal.group, proposal.outer_group))
-
-
-def _is_permutation(perm: Tensor) -> bool:
-    return torch.equal(perm.long().sort().values, torch.arange(perm.numel(), dtype=torch.int64, device=perm.device))
 
 
 def _are_finite(operands: Operands) -> bool:
