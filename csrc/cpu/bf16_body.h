@@ -184,8 +184,7 @@ struct Bf16Body {
   }
 
   static void prepare_panel(const PackedWeight& weight, const LinearInput& input, uint8_t* out, int64_t first, int64_t count) {
-    const bool is_shifted = kValues == Values::integers && kBits == 4;
-    const float worth = kValues == Values::integers && weight.zeros != nullptr ? -1.0f : is_shifted ? -136.0f : 0.0f;
+    const float worth = kValues != Values::integers ? 0.0f : weight.zeros != nullptr ? -1.0f : kBits == 4 ? -136.0f : 0.0f;
     prepare_pairs(weight.shape, input, worth, out, first, count);
   }
 };

@@ -8,21 +8,23 @@ namespace qcompile {
 namespace {
 
 template <int kBits>
-using Of = Panels<PlanesBody<kBits, 12>, PlanesWeight>;
+constexpr PlanesKernel kMany = Strips<UnpackPlanes<kBits>, 12>::kernel("planes_many_avx512");
 
 template <int kBits>
-constexpr PlanesKernel kMany = Strips<UnpackPlanes<kBits>, 12>::kernel("planes_many_avx512");
+constexpr PlanesKernel of(const char* name) {
+  return Panels<PlanesBody<kBits, 12>, PlanesWeight>::kernel(name, &kMany<kBits>, 48);
+}
 
 }  // namespace
 
 const PlanesKernels kAvx512Planes = {{{},
-                                       Of<1>::kernel("planes1_avx512", &kMany<1>, 48),
-                                       Of<2>::kernel("planes2_avx512", &kMany<2>, 48),
-                                       Of<3>::kernel("planes3_avx512", &kMany<3>, 48),
-                                       Of<4>::kernel("planes4_avx512", &kMany<4>, 48),
-                                       Of<5>::kernel("planes5_avx512", &kMany<5>, 48),
-                                       Of<6>::kernel("planes6_avx512", &kMany<6>, 48),
-                                       Of<7>::kernel("planes7_avx512", &kMany<7>, 48),
-                                       Of<8>::kernel("planes8_avx512", &kMany<8>, 48)}};
+                                       of<1>("planes1_avx512"),
+                                       of<2>("planes2_avx512"),
+                                       of<3>("planes3_avx512"),
+                                       of<4>("planes4_avx512"),
+                                       of<5>("planes5_avx512"),
+                                       of<6>("planes6_avx512"),
+                                       of<7>("planes7_avx512"),
+                                       of<8>("planes8_avx512")}};
 
 }  // namespace qcompile

@@ -8,21 +8,23 @@ namespace qcompile {
 namespace {
 
 template <int kBits>
-using Of = Panels<PlanesBody<kBits, 2>, PlanesWeight>;
+constexpr PlanesKernel kMany = Strips<UnpackPlanes<kBits>, 3>::kernel("planes_many_generic");
 
 template <int kBits>
-constexpr PlanesKernel kMany = Strips<UnpackPlanes<kBits>, 3>::kernel("planes_many_generic");
+constexpr PlanesKernel of(const char* name) {
+  return Panels<PlanesBody<kBits, 2>, PlanesWeight>::kernel(name, &kMany<kBits>, 24);
+}
 
 }  // namespace
 
 const PlanesKernels kGenericPlanes = {{{},
-                                       Of<1>::kernel("planes1_generic", &kMany<1>, 24),
-                                       Of<2>::kernel("planes2_generic", &kMany<2>, 24),
-                                       Of<3>::kernel("planes3_generic", &kMany<3>, 24),
-                                       Of<4>::kernel("planes4_generic", &kMany<4>, 24),
-                                       Of<5>::kernel("planes5_generic", &kMany<5>, 24),
-                                       Of<6>::kernel("planes6_generic", &kMany<6>, 24),
-                                       Of<7>::kernel("planes7_generic", &kMany<7>, 24),
-                                       Of<8>::kernel("planes8_generic", &kMany<8>, 24)}};
+                                       of<1>("planes1_generic"),
+                                       of<2>("planes2_generic"),
+                                       of<3>("planes3_generic"),
+                                       of<4>("planes4_generic"),
+                                       of<5>("planes5_generic"),
+                                       of<6>("planes6_generic"),
+                                       of<7>("planes7_generic"),
+                                       of<8>("planes8_generic")}};
 
 }  // namespace qcompile
